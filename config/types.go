@@ -1,0 +1,162 @@
+package config
+
+// The types of this file are structs, not strings and numbers, because the TOML decoder asks only structs to check their text.
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+)
+
+// maxSocketPath is the longest path of a unix socket: sun_path has 108 bytes with the final zero (unix(7)).
+const maxSocketPath = 107
+
+// Path is an absolute, clean path that can stand in overlayfs's mount options.
+type Path struct{ path string }
+
+func (p Path) String() string { return p.path }
+
+// UnmarshalText refuses a path that is not absolute and clean, or that holds a colon, a comma, a backslash or a control character:
+// containerd writes the directories below it into mount options and does not escape them.
+func (p *Path) UnmarshalText(text []byte) error {
+	s := string(text)
+	if err := checkAbsolute(s); err != nil {
+		return err
+	}
+	if i := strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || strings.ContainsRune(":,\\", r) }); i >= 0 {
+		return fmt.Errorf("path %q holds %q, which mount options cannot carry", s, s[i])
+	}
+	p.path = s
+	return nil
+}
+
+// Socket is the absolute, clean path of a unix socket.
+type Socket struct{ path string }
+
+func (p Socket) String() string { return p.path }
+
+// UnmarshalText refuses a path that is not absolute and clean, or longer than a socket's path can be.
+func (p *Socket) UnmarshalText(text []byte) error {
+	s := string(text)
+	if err := checkAbsolute(s); err != nil {
+		return err
+	}
+	if len(s) > maxSocketPath {
+		return fmt.Errorf("socket path %q has %d bytes, at most %d are possible", s, len(s), maxSocketPath)
+	}
+	p.path = s
+	return nil
+}
+
+func checkAbsolute(s string) error {
+	switch {
+	case s == "":
+		return errors.New("the path is empty")
+	case !filepath.IsAbs(s):
+		return fmt.Errorf("path %q is not absolute", s)
+	case s == "/":
+		return errors.New("the path is the root directory")
+	case filepath.Clean(s) != s:
+		return fmt.Errorf("path %q is not clean, write %q", s, filepath.Clean(s))
+	}
+	return nil
+}
+
+// Duration is a length of time that is not negative.
+type Duration struct{ time.Duration }
+
+// UnmarshalText reads what [time.ParseDuration] reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"30s\"", text)
+	}
+	if v < 0 {
+		return fmt.Errorf("duration %q is negative", text)
+	}
+	d.Duration = v
+	return nil
+}
+
+// Level is a level of logrus.
+type Level struct{ logrus.Level }
+
+// UnmarshalText reads trace, debug, info, warn, error, fatal or panic.
+func (l *Level) UnmarshalText(text []byte) error {
+	v, err := logrus.ParseLevel(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a log level: trace, debug, info, warn, error, fatal or panic", text)
+	}
+	l.Level = v
+	return nil
+}
+
+// Format is the form of a log line.
+type Format struct{ name string }
+
+func (f Format) String() string { return f.name }
+
+// The formats of a log line.
+var (
+	FormatText = Format{"text"}
+	FormatJSON = Format{"json"}
+)
+
+// UnmarshalText reads text or json.
+func (f *Format) UnmarshalText(text []byte) error {
+	switch v := (Format{string(text)}); v {
+	case FormatText, FormatJSON:
+		*f = v
+		return nil
+	}
+	return fmt.Errorf("%q is not a log format: text or json", text)
+}
+
+// Views says how a read-only snapshot of several layers is mounted.
+type Views struct{ name string }
+
+func (w Views) String() string { return w.name }
+
+// The ways to mount a view.
+var (
+	// ViewsAuto uses the kernel's overlayfs where it shows the layers right, and FUSE elsewhere.
+	ViewsAuto = Views{"auto"}
+	// ViewsFUSE always uses FUSE.
+	ViewsFUSE = Views{"fuse"}
+)
+
+// UnmarshalText reads auto or fuse.
+func (w *Views) UnmarshalText(text []byte) error {
+	switch v := (Views{string(text)}); v {
+	case ViewsAuto, ViewsFUSE:
+		*w = v
+		return nil
+	}
+	return fmt.Errorf("%q is not a kind of view: auto or fuse", text)
+}
+
+// Option is one option of the mount server, as after -o.
+type Option struct{ text string }
+
+func (o Option) String() string { return o.text }
+
+// UnmarshalText refuses an empty option, one with a comma, and those that the snapshotter sets itself.
+func (o *Option) UnmarshalText(text []byte) error {
+	name, _, _ := strings.Cut(string(text), "=")
+	switch {
+	case name == "":
+		return fmt.Errorf("mount option %q has no name", text)
+	case strings.Contains(string(text), ","):
+		return fmt.Errorf("mount option %q holds a comma: write one option per element", text)
+	}
+	switch name {
+	case "lowerdir", "upperdir", "workdir", "ro", "rw", "fsname":
+		return fmt.Errorf("mount option %q is set by the snapshotter", text)
+	}
+	o.text = string(text)
+	return nil
+}
