@@ -22,12 +22,25 @@ import (
 // settleVolatile looks for the mark that an earlier volatile mount left. If it is of this boot, a volatile mount goes
 // on under it; any other mount first makes the upper durable and removes it.
 //
-// Errors: EINVAL if the mark is of another boot, or of the kernel's overlayfs.
+// Errors: EINVAL if the mark is of another boot or of the kernel's overlayfs, or if the workdir has other such marks.
 func (l *layers) settleVolatile(cfg Config) error {
-	marks, err := readNames(l.temp.fd, incompatDirName+"/"+volatileDirName)
+	features, err := readNames(l.temp.fd, incompatDirName)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}
+	if err != nil {
+		return fmt.Errorf("workdir %s: incompatible features: %w", l.work.path, err)
+	}
+	for _, f := range features {
+		if f != volatileDirName {
+			return fmt.Errorf("upperdir %s uses the feature %q, which is unknown here (%s/%s): %w",
+				l.upper.path, f, l.temp.path, incompatDirName, unix.EINVAL)
+		}
+	}
+	if len(features) == 0 {
+		return nil
+	}
+	marks, err := readNames(l.temp.fd, incompatDirName+"/"+volatileDirName)
 	if err != nil {
 		return fmt.Errorf("workdir %s: volatile mark: %w", l.work.path, err)
 	}
