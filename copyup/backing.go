@@ -1,0 +1,156 @@
+package copyup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// backing is one open descriptor of a lower or an upper file. File's cache holds one reference to it and every operation
+// that uses it another one, so that a descriptor that a copy-up replaced lives until its last reader is done.
+type backing struct {
+	file  *os.File
+	fd    int   // of file
+	lower bool  // read-only, and to be replaced by a copy-up
+	limit int64 // lower: bytes of it that the file shows; min(Limiter.LowerLimit, size)
+	refs  int   // +checklocks:File.mu, by convention: the mutex of the File that owns it
+}
+
+// newBacking checks a descriptor that the Target opened and takes it over: on an error it is closed.
+// Errors: ErrWritableLower; EIO for a descriptor that the Target should not have returned.
+func (f *File) newBacking(file *os.File, lower bool) (*backing, error) {
+	b := &backing{file: file, fd: int(file.Fd()), lower: lower}
+	if err := f.checkBacking(b); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return b, nil
+}
+
+// checkBacking refuses what could write to a lower layer, what cannot be written, and what is not a regular file.
+// An O_APPEND descriptor would ignore the offset of pwrite(2), see its BUGS.
+func (f *File) checkBacking(b *backing) error {
+	flags, err := retry(func() (int, error) { return f.sys.statusFlags(b.fd) })
+	if err != nil {
+		return fmt.Errorf("copyup: F_GETFL of %v: %w", b.file.Name(), err)
+	}
+	mode := flags & unix.O_ACCMODE
+	switch {
+	case b.lower && mode != unix.O_RDONLY:
+		return fmt.Errorf("copyup: open %v: %w: %w", b.file.Name(), ErrWritableLower, unix.EIO)
+	case !b.lower && mode != unix.O_RDWR:
+		return fmt.Errorf("copyup: open %v: upper descriptor is not read-write: %w", b.file.Name(), unix.EIO)
+	case flags&(unix.O_PATH|unix.O_APPEND|unix.O_DIRECT) != 0:
+		return fmt.Errorf("copyup: open %v: flags %#x: %w", b.file.Name(), flags, unix.EIO)
+	}
+	st, err := f.stat(b.fd)
+	if err != nil {
+		return fmt.Errorf("copyup: stat %v: %w", b.file.Name(), err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("copyup: open %v: not a regular file: %w", b.file.Name(), unix.EIO)
+	}
+	if b.lower {
+		b.limit = st.Size
+		if l, ok := f.target.(Limiter); ok {
+			b.limit = max(0, min(b.limit, l.LowerLimit()))
+		}
+	}
+	return nil
+}
+
+// stat is fstat(2).
+func (f *File) stat(fd int) (st unix.Stat_t, err error) {
+	err = retryErr(func() error { return f.sys.fstat(fd, &st) })
+	return st, err
+}
+
+// acquire gives the descriptor that holds the data now, with a reference to be released. A copy-up that commits later
+// leaves it valid, but then it is no longer where the data is: see moved.
+// Preconditions: between begin and end, which keep the cache.
+// Errors: those of Target.OpenLower and OpenUpper and of newBacking.
+func (f *File) acquire() (*backing, error) {
+	for {
+		b, lower := f.cached()
+		if b != nil {
+			return b, nil
+		}
+		open, name := f.target.OpenUpper, "upper"
+		if lower {
+			open, name = f.target.OpenLower, "lower"
+		}
+		file, err := open()
+		if err != nil {
+			return nil, fmt.Errorf("copyup: open %v: %w", name, err)
+		}
+		if b, err = f.newBacking(file, lower); err != nil {
+			return nil, err
+		}
+		if f.offer(b) {
+			return b, nil
+		}
+		// Somebody else opened it meanwhile, or a copy-up made this one old. Nothing was written through it.
+		f.closeBacking(b)
+	}
+}
+
+// cached gives the cached descriptor with a new reference, or nil and which one to open.
+func (f *File) cached() (b *backing, lower bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.current != nil {
+		f.current.refs++
+	}
+	return f.current, f.state.onLower()
+}
+
+// offer puts a fresh descriptor into the cache, with a reference for the caller, if it is still what is wanted.
+func (f *File) offer(b *backing) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.current != nil || b.lower != f.state.onLower() {
+		return false
+	}
+	b.refs = 2
+	f.current = b
+	return true
+}
+
+// moved reports whether the data has left b since it was acquired.
+func (f *File) moved(b *backing) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return b.lower && !f.state.onLower()
+}
+
+// release drops a reference; the last one closes the descriptor.
+func (f *File) release(b *backing) {
+	if f.unref(b) {
+		f.closeBacking(b)
+	}
+}
+
+func (f *File) unref(b *backing) (last bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return b.unrefLocked()
+}
+
+// unrefLocked takes one reference away and reports whether the caller must close b, after unlocking.
+// Locks: the owning File's mu.
+func (b *backing) unrefLocked() (last bool) {
+	if b == nil {
+		return false
+	}
+	b.refs--
+	return b.refs == 0
+}
+
+// closeBacking closes a descriptor that nobody uses. Its error goes to the log: close(2) says that no retry is possible,
+// and what close can report about an upper (a delayed write error on a network file system) fsync has reported or will.
+func (f *File) closeBacking(b *backing) {
+	if err := b.file.Close(); err != nil {
+		f.logf("copyup: close %v: %v", b.file.Name(), err)
+	}
+}

@@ -1,0 +1,212 @@
+package copyup
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// File is the data of one regular file of an overlay, wherever it is. All methods may be called concurrently, and
+// without Open as well: then descriptors are opened for the call.
+type File struct {
+	target Target // immutable
+	sys    kernel // immutable
+	opts   Options
+	stats  *Stats
+
+	// mu guards what follows. It is a leaf: no call leaves this package with mu held, neither to the kernel nor to target.
+	mu sync.Mutex
+	// +checklocks:mu
+	state State
+	// +checklocks:mu
+	opens int // Open minus Close
+	// +checklocks:mu
+	writers int // those of opens that can write
+	// +checklocks:mu
+	users int // operations between begin and end
+	// +checklocks:mu
+	current *backing // where the data is; nil until used, and when opens and users are both 0
+	// +checklocks:mu
+	copying *reservation // the copy-up in flight, if any
+	// +checklocks:mu
+	poison error // what every operation answers from now on; wraps EIO
+}
+
+// New gives the File of a target whose data is in s, which is Lower or Upper. A file that is partly in both cannot be
+// taken over yet: with any other state the File answers EIO.
+func New(t Target, s State, opts Options) *File {
+	return newFile(t, s, opts, linux{})
+}
+
+func newFile(t Target, s State, opts Options, sys kernel) *File {
+	f := &File{target: t, sys: sys, opts: opts, stats: opts.Stats, state: s}
+	if f.stats == nil {
+		f.stats = new(Stats)
+	}
+	if s != Lower && s != Upper {
+		f.Poison(fmt.Errorf("initial state %v", s))
+	}
+	return f
+}
+
+// State gives the state of this moment. It can only be relied upon while the caller keeps faults away.
+func (f *File) State() State {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.state
+}
+
+// Opens gives the number of opens that were not closed, and how many of them can write.
+func (f *File) Opens() (all, writers int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.opens, f.writers
+}
+
+// Open counts an open of the file and opens the backing file, so that later operations need no name. It copies nothing.
+// Errors: EIO if poisoned; those of Target.OpenLower or OpenUpper. Then nothing is counted.
+func (f *File) Open(write bool) error {
+	if err := f.begin(); err != nil {
+		return err
+	}
+	defer f.end()
+	b, err := f.acquire()
+	if err != nil {
+		return err
+	}
+	defer f.release(b)
+	return f.countOpen(write)
+}
+
+func (f *File) countOpen(write bool) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e := openRead
+	if write {
+		e = openWrite
+	}
+	if err := f.moveLocked(e); err != nil {
+		return err
+	}
+	f.opens++
+	if write {
+		f.writers++
+	}
+	return nil
+}
+
+// Close takes back one Open of the same kind. The last one drops the backing descriptor once the operations that use it
+// are done, and takes LowerShared back to Lower.
+// Errors: EBADF if no such open is left. A poisoned File can be closed.
+func (f *File) Close(write bool) error {
+	b, err := f.countClose(write)
+	if b != nil {
+		f.closeBacking(b)
+	}
+	return err
+}
+
+// countClose gives the backing to close, if any.
+func (f *File) countClose(write bool) (*backing, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.opens == 0 || write && f.writers == 0 || !write && f.writers == f.opens {
+		return nil, fmt.Errorf("copyup: close without open: %w", unix.EBADF)
+	}
+	f.opens--
+	if write {
+		f.writers--
+	}
+	if f.opens > 0 {
+		return nil, nil
+	}
+	if f.state == LowerShared && f.copying == nil {
+		f.stats.AvoidedOpens.Add(1)
+	}
+	err := f.moveLocked(lastClose)
+	return f.dropLocked(), err
+}
+
+// begin starts an operation: until end, the backing descriptor stays cached.
+// Errors: EIO if poisoned.
+func (f *File) begin() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.poison != nil {
+		return f.poison
+	}
+	f.users++
+	return nil
+}
+
+// end ends an operation.
+func (f *File) end() {
+	if b := f.countEnd(); b != nil {
+		f.closeBacking(b)
+	}
+}
+
+func (f *File) countEnd() *backing {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users--
+	return f.dropLocked()
+}
+
+// dropLocked empties the cache if nobody needs it, and gives the backing to close after unlocking, if any.
+// +checklocks:f.mu
+func (f *File) dropLocked() *backing {
+	if f.opens > 0 || f.users > 0 {
+		return nil
+	}
+	b := f.current
+	f.current = nil
+	if b.unrefLocked() {
+		return b
+	}
+	return nil
+}
+
+// moveLocked takes one step of the transition table.
+// +checklocks:f.mu
+func (f *File) moveLocked(e event) error {
+	s, err := f.state.next(e)
+	if err != nil {
+		return err
+	}
+	f.state = s
+	return nil
+}
+
+// Poison makes every later operation answer EIO, because nobody knows any longer what the file holds. The first cause is
+// logged and kept. Operations in flight may still end as they would have.
+func (f *File) Poison(cause error) {
+	if f.setPoison(cause) {
+		f.stats.Poisoned.Add(1)
+		f.logf("copyup: file answers EIO from now on: %v", cause)
+	}
+}
+
+func (f *File) setPoison(cause error) (first bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.poison != nil {
+		return false
+	}
+	f.poison = fmt.Errorf("copyup: poisoned (%v): %w", cause, unix.EIO) // only EIO is in its chain
+	return true
+}
+
+// Err gives nil, or why the File answers EIO.
+func (f *File) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.poison
+}
+
+func (f *File) logf(format string, args ...any) {
+	if f.opts.Log != nil {
+		f.opts.Log(format, args...)
+	}
+}
