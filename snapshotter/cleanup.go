@@ -1,0 +1,110 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+)
+
+// Cleanup deletes the files of removed snapshots, and whatever a crash left. What is in use stays for a later call.
+//
+// Errors: the first cause for each thing that could not be deleted, joined; the rest is deleted. If it is not known what is in
+// use, nothing is deleted.
+func (s *Snapshotter) Cleanup(ctx context.Context) error {
+	if err := s.reconcile(ctx); err != nil {
+		return fmt.Errorf("cleanup: %w", err)
+	}
+	used, err := s.inUse(ctx)
+	if err != nil {
+		return fmt.Errorf("cleanup: %w", err)
+	}
+	var garbage []string
+	// A write transaction, so that no snapshot is being made: its directory comes before its id.
+	if err := s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		garbage, err = s.setGarbageAside(ctx, used)
+		return err
+	}); err != nil {
+		return fmt.Errorf("cleanup: %w", err)
+	}
+	var faults []error
+	for _, dir := range garbage {
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(faults, err)...)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			faults = append(faults, fmt.Errorf("cleanup: %w", err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// setGarbageAside gives garbage names to what belongs to no snapshot, because an id can come back: one that was given in a
+// transaction that a crash cut off. It returns the paths of everything to be deleted.
+//
+// Preconditions: a write transaction is in the context.
+func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool) ([]string, error) {
+	known, err := kinds(ctx)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(s.root.snapshots())
+	if err != nil {
+		return nil, err
+	}
+	var garbage []string
+	for _, e := range entries {
+		name := e.Name()
+		kind, ok := known[name]
+		switch {
+		case strings.HasPrefix(name, tempPrefix), strings.HasPrefix(name, garbagePrefix):
+			if !used[name] {
+				garbage = append(garbage, s.root.snapshot(name))
+			}
+		case !ok && !used[name]:
+			aside := s.root.snapshot(garbageName(name))
+			if err := os.Rename(s.root.snapshot(name), aside); err != nil {
+				return nil, err
+			}
+			garbage = append(garbage, aside)
+		case kind == snapshots.KindCommitted && !used[name]:
+			s.dropWork(name)
+		}
+	}
+	return garbage, nil
+}
+
+// inUse is the names in snapshots/ that a mount still shows, of snapshots or of what is left of them.
+//
+// Errors: errdefs.ErrUnavailable if the mount server cannot be asked although mounts of its live.
+func (s *Snapshotter) inUse(ctx context.Context) (map[string]bool, error) {
+	table, err := readMountTable()
+	if err != nil {
+		return nil, err
+	}
+	used := table.using(s.root.snapshots())
+	specs, err := s.cfg.Mounter.Mounted(ctx)
+	if errdefs.IsUnavailable(err) && !table.hasFUSE() {
+		return used, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, spec := range specs {
+		for _, dir := range append([]string{spec.Upper, spec.Work}, spec.Lower...) {
+			if rest, ok := strings.CutPrefix(dir, s.root.snapshots()+"/"); ok {
+				name, _, _ := strings.Cut(rest, "/")
+				used[name] = true
+			}
+		}
+	}
+	return used, nil
+}
+
+// garbageName is a name that nothing had and nothing will have.
+func garbageName(id string) string { return garbagePrefix + id + "-" + rand.Text() }

@@ -1,0 +1,113 @@
+package snapshotter
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+)
+
+// fuseType is the type of the mount server's mounts.
+const fuseType = "fuse.overlayfuse"
+
+// mountTable is the mounts of this process's mount namespace (proc_pid_mountinfo(5)).
+type mountTable []*mountinfo.Info
+
+func readMountTable() (mountTable, error) {
+	all, err := mountinfo.GetMounts(nil)
+	if err != nil {
+		return nil, fmt.Errorf("read mounts: %w", err)
+	}
+	return all, nil
+}
+
+// hasFUSE tells whether a mount server's mount is there.
+func (t mountTable) hasFUSE() bool {
+	for _, m := range t {
+		if m.FSType == fuseType {
+			return true
+		}
+	}
+	return false
+}
+
+// using is the names of the directory's entries that are bound somewhere or are layers of an overlay.
+func (t mountTable) using(dir string) map[string]bool {
+	used := make(map[string]bool)
+	t.addBinds(dir, used)
+	for _, m := range t {
+		if m.FSType == "overlay" {
+			addLayers(dir, m.VFSOptions, used)
+		}
+	}
+	return used
+}
+
+// addBinds finds binds: mounts of the directory's file system whose root is below the directory.
+func (t mountTable) addBinds(dir string, used map[string]bool) {
+	var home *mountinfo.Info // the mount that the directory is on: the longest and, among equals, the last
+	for _, m := range t {
+		if within(dir, m.Mountpoint) && (home == nil || len(m.Mountpoint) >= len(home.Mountpoint)) {
+			home = m
+		}
+	}
+	if home == nil {
+		return
+	}
+	inFS := filepath.Join(home.Root, strings.TrimPrefix(dir, strings.TrimSuffix(home.Mountpoint, "/")))
+	for _, m := range t {
+		if m.Major != home.Major || m.Minor != home.Minor {
+			continue
+		}
+		if rest, ok := strings.CutPrefix(m.Root, strings.TrimSuffix(inFS, "/")+"/"); ok {
+			name, _, _ := strings.Cut(rest, "/")
+			used[name] = true
+		}
+	}
+}
+
+// within tells whether path is dir or below it.
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// relativeLayer is a layer as containerd names it when the list is too long for a page: it mounts from within snapshots/.
+// Compare: containerd core/mount/mount_linux.go:compactLowerdirOption() (2.4.2).
+var relativeLayer = regexp.MustCompile(`^([0-9]+)/fs$`)
+
+// addLayers finds our layers in the options of an overlay. A relative layer of an overlay whose upper is elsewhere is not ours.
+func addLayers(dir, options string, used map[string]bool) {
+	dir = escapeOption(dir)
+	foreign := false
+	var relative []string
+	for _, option := range strings.Split(options, ",") {
+		key, value, _ := strings.Cut(option, "=")
+		switch key {
+		case "lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir":
+		default:
+			continue
+		}
+		for _, layer := range strings.Split(value, ":") {
+			if rest, ok := strings.CutPrefix(layer, dir+"/"); ok {
+				name, _, _ := strings.Cut(rest, "/")
+				used[name] = true
+			} else if m := relativeLayer.FindStringSubmatch(layer); m != nil {
+				relative = append(relative, m[1])
+			} else if key == "upperdir" {
+				foreign = true
+			}
+		}
+	}
+	if !foreign {
+		for _, name := range relative {
+			used[name] = true
+		}
+	}
+}
+
+// escapeOption writes a path as the kernel shows it in mount options. Compare: fs/seq_file.c:seq_show_option() (Linux 6.18).
+func escapeOption(path string) string {
+	return strings.NewReplacer(" ", `\040`, "\t", `\011`).Replace(path)
+}
