@@ -3,6 +3,7 @@ package copyup
 import (
 	"context"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 )
@@ -10,11 +11,17 @@ import (
 // CopyRange is copy_file_range(2) from f to dst on the backing files: the file system may share blocks or copy by
 // itself, and where it cannot, bytes are read and written. dst is copied up first, unless nothing is to be copied.
 // It gives fewer than n bytes at the end of f.
-// Errors: EINVAL for negative numbers and for ranges of the same file that overlap; those of Fault of dst; those of
+// Errors: EINVAL for negative numbers and for ranges of the same file that overlap; EOVERFLOW beyond the largest offset;
+// those of Fault of dst; those of
 // reading and writing, only if nothing was copied before.
 // Locks: never both files' at once.
 func (f *File) CopyRange(dst *File, offIn, offOut, n int64) (int64, error) {
-	if offIn < 0 || offOut < 0 || n < 0 || f == dst && offIn < offOut+n && offOut < offIn+n {
+	switch {
+	case offIn < 0 || offOut < 0 || n < 0:
+		return 0, fmt.Errorf("copyup: copy %d bytes from %d to %d: %w", n, offIn, offOut, unix.EINVAL)
+	case max(offIn, offOut) > math.MaxInt64-n:
+		return 0, fmt.Errorf("copyup: copy %d bytes from %d to %d: %w", n, offIn, offOut, unix.EOVERFLOW)
+	case f == dst && offIn < offOut+n && offOut < offIn+n:
 		return 0, fmt.Errorf("copyup: copy %d bytes from %d to %d: %w", n, offIn, offOut, unix.EINVAL)
 	}
 	if err := f.begin(); err != nil {

@@ -86,10 +86,6 @@ func (f *File) lead(ctx context.Context, r *reservation) (err error) {
 	var upper *backing
 	err = fmt.Errorf("copyup: copy-up did not return: %w: %w", ErrInDoubt, unix.EIO)
 	defer func() {
-		if errors.Is(err, ErrInDoubt) {
-			f.Poison(err)
-			err = f.Err()
-		}
 		r.own = r.cut || ctx.Err() != nil || errors.Is(err, unix.EINTR)
 		err = f.settle(r, upper, err)
 	}()
@@ -99,9 +95,17 @@ func (f *File) lead(ctx context.Context, r *reservation) (err error) {
 
 // settle publishes the result of a copy-up and wakes those who wait. From here on reads go to upper.
 func (f *File) settle(r *reservation, upper *backing, err error) error {
+	if errors.Is(err, ErrInDoubt) {
+		f.Poison(err) // before the reservation ends, so that nobody tries again
+		err = f.Err()
+	}
 	old, err := f.swap(upper, err)
 	if old != nil {
 		f.closeBacking(old)
+	}
+	if errors.Is(err, ErrInDoubt) {
+		f.Poison(err)
+		err = f.Err()
 	}
 	if err != nil {
 		f.stats.FaultErrors.Add(1)
@@ -113,7 +117,8 @@ func (f *File) settle(r *reservation, upper *backing, err error) error {
 	return err
 }
 
-// swap makes upper the current backing and ends the reservation. It gives the lower backing to close, if nobody reads it.
+// swap makes upper the current backing and ends the reservation. It gives the backing to close, if any: the lower, if
+// nobody reads it.
 func (f *File) swap(upper *backing, err error) (old *backing, _ error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -122,7 +127,7 @@ func (f *File) swap(upper *backing, err error) (old *backing, _ error) {
 		return nil, err
 	}
 	if err := f.moveLocked(wholeFault); err != nil {
-		return nil, err
+		return upper, fmt.Errorf("%w: committed, but %w", ErrInDoubt, err)
 	}
 	lower := f.current
 	upper.refs = 1
@@ -165,7 +170,10 @@ func (f *File) copyUp(ctx context.Context, want request) (*backing, error) {
 		return nil, f.abort(upper, errors.Join(err, c.undo()))
 	}
 	if err := f.target.Commit(staged); err != nil {
-		err = errors.Join(fmt.Errorf("copyup: commit: %w", err), c.undo())
+		err = fmt.Errorf("copyup: commit: %w", err)
+		if !errors.Is(err, ErrInDoubt) { // else staged may be the upper already
+			err = errors.Join(err, c.undo())
+		}
 		f.closeBacking(upper)
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -132,10 +133,10 @@ func (f *File) Truncate(size int64) error {
 }
 
 // Allocate is fallocate(2) on the upper, in every mode that its file system has, after the copy-up if there is none yet.
-// Errors: those of Fault; those of fallocate(2), EINVAL before a copy-up.
+// Errors: those of Fault; those of fallocate(2). Those of a call that no file system accepts come before the copy-up.
 func (f *File) Allocate(mode uint32, off, length int64) error {
-	if off < 0 || length <= 0 {
-		return fmt.Errorf("copyup: allocate %d bytes at %d: %w", length, off, unix.EINVAL)
+	if err := checkAllocate(mode, off, length); err != nil {
+		return fmt.Errorf("copyup: allocate %d bytes at %d, mode %#x: %w", length, off, mode, err)
 	}
 	return f.onUpper(func(fd int) error {
 		if err := retryErr(func() error { return f.sys.fallocate(fd, mode, off, length) }); err != nil {
@@ -143,6 +144,25 @@ func (f *File) Allocate(mode uint32, off, length int64) error {
 		}
 		return nil
 	})
+}
+
+// allocateModes are the bits of fallocate(2) that a file system can know.
+const allocateModes = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_COLLAPSE_RANGE |
+	unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_INSERT_RANGE | unix.FALLOC_FL_UNSHARE_RANGE | unix.FALLOC_FL_WRITE_ZEROES
+
+// checkAllocate refuses what the kernel refuses whatever the file. Compare: fs/open.c:vfs_fallocate() (Linux 6.18).
+func checkAllocate(mode uint32, off, length int64) error {
+	switch {
+	case off < 0 || length <= 0:
+		return unix.EINVAL
+	case mode&^allocateModes != 0:
+		return unix.EOPNOTSUPP
+	case mode&unix.FALLOC_FL_PUNCH_HOLE != 0 && mode&unix.FALLOC_FL_KEEP_SIZE == 0:
+		return unix.EOPNOTSUPP
+	case off > math.MaxInt64-length:
+		return unix.EFBIG
+	}
+	return nil
 }
 
 // Seek finds data or a hole at or after off, as lseek(2) with SEEK_DATA or SEEK_HOLE does.
