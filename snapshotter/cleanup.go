@@ -73,7 +73,13 @@ func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool)
 			}
 			garbage = append(garbage, aside)
 		case kind == snapshots.KindCommitted && !used[name]:
-			s.dropWork(name)
+			aside, err := s.dropWork(name)
+			if err != nil {
+				return nil, err
+			}
+			if aside != "" {
+				garbage = append(garbage, aside)
+			}
 		}
 	}
 	return garbage, nil

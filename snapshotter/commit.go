@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -39,7 +40,9 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return fmt.Errorf("commit snapshot %s: %w", key, err)
 	}
 	s.unmount(ctx, r.id)
-	s.dropWork(r.id)
+	if _, err := s.dropWork(r.id); err != nil {
+		s.log.WithError(err).Warn("a work directory is left for Cleanup")
+	}
 	s.usage.forget(r.id)
 	return nil
 }
@@ -160,8 +163,8 @@ func (c *commit) flush(ctx context.Context) error {
 	return nil
 }
 
-// scanComplete scans the layer, which afterwards holds no metacopy file. Only an image that brings such attributes in its
-// archive, or somebody who mounted an extraction, makes one where no FUSE mount was.
+// scanComplete scans the layer, which afterwards holds no metacopy file. containerd's applier makes none (it refuses trusted
+// attributes in archives), but whoever mounts an extraction or a bind as root can.
 //
 // Errors: errdefs.ErrFailedPrecondition, with the file that stayed incomplete.
 func (c *commit) scanComplete(ctx context.Context) (*layerScan, error) {
@@ -183,15 +186,14 @@ func (c *commit) scanComplete(ctx context.Context) (*layerScan, error) {
 	return scan, nil
 }
 
-// dropWork takes the work directory of a committed snapshot away, by name only.
-func (s *Snapshotter) dropWork(id string) {
+// dropWork takes the work directory of a committed snapshot away. If it is not empty, it gets a garbage name, which is returned.
+func (s *Snapshotter) dropWork(id string) (garbage string, err error) {
 	work := s.root.work(id)
-	if err := os.Remove(work); err == nil || os.IsNotExist(err) {
-		return
+	if err := os.Remove(work); err == nil || errors.Is(err, os.ErrNotExist) {
+		return "", nil
 	}
-	if err := os.Rename(work, s.root.snapshot(garbageName(id))); err != nil {
-		s.log.WithError(err).Warn("a work directory is left for Cleanup")
-	}
+	garbage = s.root.snapshot(garbageName(id))
+	return garbage, os.Rename(work, garbage)
 }
 
 // syncFileSystem writes the directory's file system back. Its errors include those of earlier writebacks that nobody saw.
