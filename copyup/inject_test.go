@@ -1,0 +1,245 @@
+package copyup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// scene is a File with everything around it. Its lower has a hole between two pieces of data.
+type scene struct {
+	*File
+	target *fakeTarget
+	kernel *fakeKernel
+	other  *File // source or target of CopyRange
+	stats  *Stats
+	was    []byte
+}
+
+const holeSize = 64 << 10
+
+func newScene(t *testing.T, w way, meta bool) *scene {
+	t.Helper()
+	old := append(append(pattern(5000, 3), make([]byte, holeSize)...), pattern(3000, 9)...)
+	s := &scene{target: newTarget(t, old), kernel: &fakeKernel{way: w}, stats: new(Stats), was: old}
+	s.sparse(t)
+	if meta {
+		s.target.metacopy()
+	}
+	s.target.fail = s.kernel.target
+	s.File = newFile(s.target, Lower, Options{Stats: s.stats, Log: t.Logf}, s.kernel)
+	s.other = newFile(newTarget(t, pattern(9000, 77)), Lower, Options{}, s.kernel)
+	return s
+}
+
+// sparse makes the zeros of the lower a hole.
+func (s *scene) sparse(t *testing.T) {
+	t.Helper()
+	f, err := s.target.open("lower", unix.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Chmod(0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = s.target.open("lower", unix.O_RDWR); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 5000, holeSize); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// operation is something to do to a scene, and what the content is then.
+type operation struct {
+	name string
+	do   func(s *scene) error
+	want func(old []byte) []byte
+}
+
+func same(old []byte) []byte { return old }
+
+func resized(size int) func([]byte) []byte {
+	return func(old []byte) []byte {
+		if size <= len(old) {
+			return old[:size]
+		}
+		return append(bytes.Clone(old), make([]byte, size-len(old))...)
+	}
+}
+
+func patched(p []byte, off int) func([]byte) []byte {
+	return func(old []byte) []byte {
+		n := resized(max(len(old), off+len(p)))(bytes.Clone(old))
+		copy(n[off:], p)
+		return n
+	}
+}
+
+func writeOp(name string, p []byte, off int, mode SyncMode) operation {
+	return operation{name, func(s *scene) error {
+		n, err := s.WriteAt(p, int64(off), mode)
+		if err == nil && n != len(p) {
+			return fmt.Errorf("short write of %d bytes without an error", n)
+		}
+		return err
+	}, patched(p, off)}
+}
+
+func truncateOp(size int) operation {
+	return operation{fmt.Sprintf("truncate %d", size), func(s *scene) error { return s.Truncate(int64(size)) }, resized(size)}
+}
+
+func operations() []operation {
+	return []operation{
+		{"open write", func(s *scene) error { return errors.Join(s.Open(true)) }, same},
+		{"fault", func(s *scene) error { return s.Fault(context.Background()) }, same},
+		writeOp("write", pattern(100, 200), 4990, SyncNone),
+		writeOp("write beyond the end", pattern(100, 200), 100000, SyncData),
+		truncateOp(0), truncateOp(4097), truncateOp(30000), truncateOp(200000),
+		{"allocate", func(s *scene) error { return s.Allocate(0, 0, 90000) }, resized(90000)},
+		{"copy range to", func(s *scene) error { return copyAll(s.other, s.File, 100, 2000, 3000) }, patched(pattern(9000, 77)[100:3100], 2000)},
+		{"copy range from", func(s *scene) error { return copyAll(s.File, s.other, 0, 0, 4000) }, same},
+		{"read", func(s *scene) error {
+			p := make([]byte, len(s.was)+10)
+			if n, err := s.ReadAt(p, 0); err != nil || !bytes.Equal(p[:n], s.was) {
+				return errors.Join(err, fmt.Errorf("read %d bytes", n))
+			}
+			return nil
+		}, same},
+		{"seek", func(s *scene) error { _, err := s.Seek(0, unix.SEEK_HOLE); return err }, same},
+	}
+}
+
+// copyAll is CopyRange until n bytes are copied.
+func copyAll(src, dst *File, in, out, n int64) error {
+	for n > 0 {
+		c, err := src.CopyRange(dst, in, out, n)
+		if err != nil {
+			return err
+		}
+		if c == 0 {
+			return errors.New("copy range ended early")
+		}
+		in, out, n = in+c, out+c, n-c
+	}
+	return nil
+}
+
+// TestNthCallFails fails, for every operation, every way of copying and every n, the n-th system call or call of the
+// Target in each way. The error must come out, the old content must stay readable, the lower must not change, and the
+// same operation must succeed when it is done again.
+func TestNthCallFails(t *testing.T) {
+	for _, op := range operations() {
+		for w := range numWays {
+			for _, meta := range []bool{false, true} {
+				for _, in := range injections {
+					t.Run(fmt.Sprintf("%v/%v/metacopy=%v/%v", op.name, w, meta, in.name), func(t *testing.T) {
+						n := 1
+						for failNth(t, op, w, meta, in, n) {
+							n++
+						}
+						if n < 2 || n > 100 {
+							t.Errorf("%d calls were failed", n-1)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// failNth reports whether there was an n-th call.
+func failNth(t *testing.T, op operation, w way, meta bool, in injection, n int) bool {
+	t.Helper()
+	if w == byZeros && (op.name == "allocate" || op.name == "seek") {
+		w = byBuffer // the operation itself needs what byZeros lacks
+	}
+	s := newScene(t, w, meta)
+	s.kernel.arm(n, in)
+	err := op.do(s)
+	failedIn := ""
+	if s.kernel.hasFired() {
+		failedIn = s.kernel.calls[n-1]
+	}
+	s.kernel.arm(0, injection{})
+	if failedIn == "" {
+		if err != nil {
+			t.Fatalf("without a failure: %v", err)
+		}
+		return false
+	}
+	want := op.want(bytes.Clone(s.was))
+	got := content(t, s.File)
+	switch {
+	case err == nil && !bytes.Equal(got, want):
+		t.Fatalf("call %d (%v) failed, the operation did not, and the content is wrong", n, failedIn)
+	case err == nil:
+	case in.err == nil:
+		t.Fatalf("short count of call %d (%v): %v", n, failedIn, err)
+	case !errors.Is(err, in.err):
+		t.Fatalf("call %d (%v): got %v, want %v", n, failedIn, err, in.err)
+	case errors.Is(in.err, unix.EINTR) && failedIn[0] >= 'a':
+		t.Fatalf("call %d (%v) was not retried: %v", n, failedIn, err)
+	case !bytes.Equal(got, s.was) && !(s.State() == Upper && bytes.Equal(got, want)):
+		t.Fatalf("call %d (%v) failed: content is neither old nor new", n, failedIn)
+	}
+	s.target.check(s.State())
+	if err != nil {
+		if err := op.do(s); err != nil {
+			t.Fatalf("call %d (%v) failed, then the retry: %v", n, failedIn, err)
+		}
+		if got := content(t, s.File); !bytes.Equal(got, want) {
+			t.Fatalf("call %d (%v) failed: content is wrong after the retry", n, failedIn)
+		}
+	}
+	s.target.check(s.State())
+	if all, _ := s.Opens(); all > 0 {
+		if err := s.Close(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.target.checkClosed()
+	if err := s.Err(); err != nil {
+		t.Fatalf("call %d (%v) poisoned the file: %v", n, failedIn, err)
+	}
+	return true
+}
+
+// TestCopyReallyTakesEachWay: the ways of the other tests are the ways that the copy takes, and holes stay holes.
+func TestCopyReallyTakesEachWay(t *testing.T) {
+	for _, c := range []struct {
+		way                    way
+		clones, ranges, writes int
+		holes                  bool
+	}{{byClone, 1, 0, 0, false}, {byRange, 1, 2, 0, true}, {byBuffer, 1, 1, 2, true}, {byZeros, 1, 1, 1, false}} {
+		s := newScene(t, c.way, false)
+		if err := s.Fault(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		k := s.kernel
+		if k.count("clone") != c.clones || k.count("copy_file_range") != c.ranges || k.count("pwrite") != c.writes {
+			t.Errorf("%v: calls %v", c.way, k.calls)
+		}
+		if k.count("fdatasync") != 1 {
+			t.Errorf("%v: %d syncs before commit", c.way, k.count("fdatasync"))
+		}
+		k.way = byRange
+		if !bytes.Equal(content(t, s.File), s.was) {
+			t.Errorf("%v: content differs", c.way)
+		}
+		if pos, err := s.Seek(0, unix.SEEK_HOLE); err != nil || (pos < int64(len(s.was))) != c.holes {
+			t.Errorf("%v: first hole at %d of %d, %v", c.way, pos, len(s.was), err)
+		}
+	}
+}
