@@ -1,0 +1,224 @@
+package fstool
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+var dirOps = map[string]op{
+	"ls":       {"PATH", ls},
+	"lstypes":  {"PATH", lstypes},
+	"lsino":    {"PATH", lsino},
+	"count":    {"PATH", count},
+	"opendir":  {"FD PATH", (*process).opendir},
+	"readdir":  {"FD [COUNT]", (*process).readdir},
+	"seekdir":  {"FD OFFSET", (*process).seekdir},
+	"seekall":  {"PATH", seekall},
+	"lsdup":    {"PATH", lsdup},
+	"readsome": {"FD SIZE", (*process).readsome},
+}
+
+// entry is one record of getdents64(2).
+type entry struct {
+	ino  uint64
+	off  int64
+	kind byte
+	name string
+}
+
+// getdents reads one buffer of entries; none means the end.
+func getdents(fd, size int) ([]entry, error) {
+	buf := make([]byte, size)
+	n, err := unix.Getdents(fd, buf)
+	if err != nil {
+		return nil, err
+	}
+	var out []entry
+	for b := buf[:n]; len(b) > 0; {
+		reclen := binary.NativeEndian.Uint16(b[16:])
+		name, _, _ := strings.Cut(string(b[19:reclen]), "\x00")
+		out = append(out, entry{binary.NativeEndian.Uint64(b), int64(binary.NativeEndian.Uint64(b[8:])), b[18], name})
+		b = b[reclen:]
+	}
+	return out, nil
+}
+
+// readAll returns every entry of a directory with . and .., in the directory's own order.
+func readAll(fd int) ([]entry, error) {
+	var all []entry
+	for {
+		some, err := getdents(fd, 4096)
+		if err != nil {
+			return nil, err
+		}
+		if len(some) == 0 {
+			return all, nil
+		}
+		all = append(all, some...)
+	}
+}
+
+func readPath(path string) ([]entry, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	all, err := readAll(fd)
+	if cerr := unix.Close(fd); err == nil {
+		err = cerr
+	}
+	return all, err
+}
+
+// names returns the sorted names without . and .. .
+func names(all []entry) string {
+	var out []string
+	for _, e := range all {
+		if e.name != "." && e.name != ".." {
+			out = append(out, e.name)
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, " ")
+}
+
+func ls(_ *process, a []string) (string, error) {
+	all, err := readPath(a[0])
+	return names(all), err
+}
+
+// lstypes answers name:type from d_type.
+func lstypes(_ *process, a []string) (string, error) {
+	all, err := readPath(a[0])
+	for i, e := range all {
+		if e.name != "." && e.name != ".." {
+			all[i].name = e.name + ":" + typeName(uint32(e.kind)<<12)
+		}
+	}
+	return names(all), err
+}
+
+// lsino compares every entry's d_ino and d_type (., .. too) with stat of the name; it answers the names that differ.
+func lsino(_ *process, a []string) (string, error) {
+	all, err := readPath(a[0])
+	if err != nil {
+		return "", err
+	}
+	var bad []string
+	for _, e := range all {
+		got, err := stat(unix.AT_FDCWD, a[0]+"/"+e.name, 0, []string{"ino", "type"})
+		if err != nil {
+			return "", err
+		}
+		if want := fmt.Sprint(e.ino, " ", typeName(uint32(e.kind)<<12)); got != want {
+			bad = append(bad, e.name+"("+want+"!="+got+")")
+		}
+	}
+	return strings.Join(bad, " "), nil
+}
+
+// count answers how many entries there are without . and .. .
+func count(_ *process, a []string) (string, error) {
+	all, err := readPath(a[0])
+	return fmt.Sprint(len(strings.Fields(names(all)))), err
+}
+
+// lsdup answers the names that a listing has more than once.
+func lsdup(_ *process, a []string) (string, error) {
+	all, err := readPath(a[0])
+	seen := map[string]int{}
+	var twice []string
+	for _, e := range all {
+		if seen[e.name]++; seen[e.name] == 2 {
+			twice = append(twice, e.name)
+		}
+	}
+	return strings.Join(twice, " "), err
+}
+
+func (p *process) opendir(a []string) (string, error) {
+	fd, err := unix.Open(a[1], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	return "", p.keep(a[0], fd)
+}
+
+// readdir reads on to the end, or answers how many entries (with . and ..) the rest has, given "count".
+func (p *process) readdir(a []string) (string, error) {
+	fd, err := p.fd(a[0])
+	if err != nil {
+		return "", err
+	}
+	all, err := readAll(fd)
+	if len(a) > 1 {
+		return fmt.Sprint(len(all)), err
+	}
+	return names(all), err
+}
+
+// readsome makes one getdents64(2) with a buffer of SIZE bytes and answers how many entries came.
+func (p *process) readsome(a []string) (string, error) {
+	fd, err := p.fd(a[0])
+	if err != nil {
+		return "", err
+	}
+	size, err := number(a[1])
+	if err != nil {
+		return "", err
+	}
+	some, err := getdents(fd, int(size))
+	return fmt.Sprint(len(some)), err
+}
+
+func (p *process) seekdir(a []string) (string, error) {
+	fd, err := p.fd(a[0])
+	if err != nil {
+		return "", err
+	}
+	off, err := number(a[1])
+	if err != nil {
+		return "", err
+	}
+	_, err = unix.Seek(fd, off, unix.SEEK_SET)
+	return "", err
+}
+
+// seekall seeks to the cookie of every entry, reads on, and compares with what came after it in one whole pass; it
+// answers the names after which something else came.
+func seekall(_ *process, a []string) (string, error) {
+	fd, err := unix.Open(a[0], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	bad, err := seekEach(fd)
+	if cerr := unix.Close(fd); err == nil {
+		err = cerr
+	}
+	return strings.Join(bad, " "), err
+}
+
+func seekEach(fd int) ([]string, error) {
+	all, err := readAll(fd)
+	if err != nil {
+		return nil, err
+	}
+	var bad []string
+	for i, e := range all {
+		if _, err := unix.Seek(fd, e.off, unix.SEEK_SET); err != nil {
+			return nil, err
+		}
+		rest, err := readAll(fd)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.EqualFunc(rest, all[i+1:], func(x, y entry) bool { return x.name == y.name }) {
+			bad = append(bad, e.name)
+		}
+	}
+	return bad, nil
+}

@@ -1,0 +1,3 @@
+package overlayfuse_test
+
+const envPosix = "OVERLAYFUSE_POSIX_MNT"

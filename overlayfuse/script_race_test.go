@@ -1,0 +1,6 @@
+//go:build race
+
+package overlayfuse_test
+
+// raceEnabled: the server is built with the race detector too.
+const raceEnabled = true

@@ -1,0 +1,180 @@
+package overlayfuse_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/internal/fstool"
+)
+
+// The scripts in testdata/script are the specification of the file system. Each runs on the kernel's overlayfs, the
+// oracle, and then on overlayfuse, with one text. Commands (all else is testscript's own; [kernel] and [overlayfuse]
+// are its conditions):
+//
+//	fs OP ARG...            one system call of package fstool, which must succeed
+//	fs OP ARG... => RESULT  ... must have this result; an errno's name is a result
+//	fs OP ARG... !=> RESULT ... must succeed with another
+//	fs OP ARG... -> VAR     ... sets $VAR to the result
+//	as UID[:GID[,GROUP]] OP ...   the same from a process with these ids (gid as uid if not given)
+//	p2 OP ...               the same from a second process of root
+//	mount [FLAG...] [DIR]   see script_mount_test.go; default: layers l1 (topmost), l2, ..., upper u, work w, on m
+//	umount [DIR], remount [DIR]    end the script's processes and unmount (and mount again the same way)
+//	intact LAYER...         the layer is as it was when it was first mounted (checked at the end of every script too)
+const (
+	opTimeout = 20 * time.Second
+
+	// EnvSystems selects the systems that the scripts run on: "kernel", "overlayfuse", or both by a comma (default).
+	EnvSystems = "OVERLAYFUSE_SYSTEMS"
+)
+
+// testRoot is the directory of everything that tests mount: on a disk file system with trusted xattrs, and open to the
+// unprivileged callers.
+var testRoot string
+
+// agentBinary is a copy of the test binary that every user may run.
+func agentBinary() string { return filepath.Join(testRoot, "fstool") }
+
+// serverBinary is the file system under test.
+func serverBinary() string { return filepath.Join(testRoot, "overlayfuse") }
+
+func TestMain(m *testing.M) {
+	if os.Getenv(fstool.EnvAgent) != "" {
+		fstool.Main()
+		return
+	}
+	if mnt := os.Getenv(envPosix); mnt != "" {
+		os.Exit(m.Run()) // the child of TestPosix: it tests mnt, and mounts nothing
+	}
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// runTests gives the tests their directory and their binaries, and fails a run that leaves a mount or a server.
+func runTests(m *testing.M) (code int, err error) {
+	if testRoot, err = os.MkdirTemp("/var/tmp", "overlayfuse-test-"); err != nil {
+		return 1, err
+	}
+	defer func() {
+		if left := leftover(testRoot); left != nil {
+			err = errors.Join(err, left)
+		}
+		err = errors.Join(err, os.RemoveAll(testRoot))
+	}()
+	if err := os.Chmod(testRoot, 0o755); err != nil {
+		return 1, err
+	}
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return 1, err
+	}
+	if err := os.WriteFile(agentBinary(), self, 0o755); err != nil {
+		return 1, err
+	}
+	if slices.Contains(systems(), "overlayfuse") {
+		args := []string{"build", "-o", serverBinary()}
+		if raceEnabled {
+			args = append(args, "-race")
+		}
+		build := exec.Command("go", append(args, "../cmd/overlayfuse")...)
+		if out, err := build.CombinedOutput(); err != nil {
+			return 1, fmt.Errorf("build the server: %w\n%s", err, out)
+		}
+	}
+	return m.Run(), nil
+}
+
+func systems() []string {
+	if s := os.Getenv(EnvSystems); s != "" {
+		return strings.Split(s, ",")
+	}
+	return []string{"kernel", "overlayfuse"}
+}
+
+func TestScripts(t *testing.T) {
+	for _, system := range systems() {
+		t.Run(system, func(t *testing.T) {
+			root := filepath.Join(testRoot, system)
+			if err := os.Mkdir(root, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			testscript.Run(t, testscript.Params{
+				Dir:         "testdata/script",
+				WorkdirRoot: root,
+				Setup:       func(env *testscript.Env) error { return newScript(env, system) },
+				Condition: func(cond string) (bool, error) {
+					if cond == "kernel" || cond == "overlayfuse" {
+						return cond == system, nil
+					}
+					return false, fmt.Errorf("unknown condition %s", cond)
+				},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){
+					"fs": cmdFS, "as": cmdAs, "p2": cmdP2, "mount": cmdMount, "umount": cmdUmount, "remount": cmdRemount, "intact": cmdIntact,
+				},
+				RequireExplicitExec: true,
+				RequireUniqueNames:  true,
+			})
+		})
+	}
+}
+
+// script is the state of one running script.
+type script struct {
+	system string
+	dir    string // $WORK
+	agents map[string]*fstool.Agent
+	mounts []mountSpec       // what is mounted now, oldest first
+	lowers map[string]string // layer -> its description when it was first mounted as a lower
+}
+
+type scriptKey struct{}
+
+func scriptOf(ts *testscript.TestScript) *script { return ts.Value(scriptKey{}).(*script) }
+
+func newScript(env *testscript.Env, system string) error {
+	s := &script{system: system, dir: env.WorkDir, agents: map[string]*fstool.Agent{}, lowers: map[string]string{}}
+	env.Values[scriptKey{}] = s
+	if err := os.Chmod(s.dir, 0o755); err != nil {
+		return err
+	}
+	if system == "overlayfuse" {
+		if err := os.Link(serverBinary(), s.server()); err != nil {
+			return err
+		}
+	}
+	t := env.T()
+	env.Defer(func() {
+		err := s.finish()
+		if rerr := os.RemoveAll(s.dir); rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	return nil
+}
+
+// server is the name of the server's binary that only this script's servers run: they are known by it.
+func (s *script) server() string { return filepath.Join(s.dir, ".overlayfuse") }
+
+func cmdIntact(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: intact LAYER...")
+	}
+	for _, layer := range args {
+		ts.Check(scriptOf(ts).checkLower(layer))
+	}
+}
