@@ -89,7 +89,9 @@ write_config() {
 	cat >"$dir/overlayfuse.toml" <<-EOF
 		root = "$snapshot_root"
 		address = "$dir/snapshotter.sock"
-		server_address = "$dir/overlayfuse.sock"
+		[server]
+		socket = "$dir/overlayfuse.sock"
+		autostart = false
 	EOF
 }
 

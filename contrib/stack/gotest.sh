@@ -1,0 +1,25 @@
+#!/bin/bash
+# Runs every Go test and prints go test's JSON, for gotestsum: the packages with the race detector first,
+# then the container tests alone, so that nothing else takes their time. Fails when either fails.
+#
+# usage: gotest.sh [PACKAGE...]     default: all
+set -uo pipefail
+# shellcheck source=env.sh
+. "$(dirname "$0")/env.sh"
+cd "$repo_dir" || exit 1
+
+e2e=./contrib/e2e
+if [ $# = 0 ]; then
+	mapfile -t packages < <(go list ./... | grep -v '/contrib/e2e$')
+	containers=("$e2e")
+else
+	packages=("$@")
+	containers=()
+fi
+status=0
+[ ${#packages[@]} -gt 0 ] || die "go list ./... lists nothing"
+go test -json -race -p 2 -count=1 -timeout 15m "${packages[@]}" || status=1
+for package in "${containers[@]}"; do
+	go test -json -count=1 -timeout 15m "$package" || status=1
+done
+exit $status
