@@ -102,7 +102,7 @@ func lstypes(_ *process, a []string) (string, error) {
 	return names(all), err
 }
 
-// lsino compares every entry's d_ino and d_type (., .. too) with stat of the name; it answers the names that differ.
+// lsino compares every entry's d_ino and d_type (not ..: a layer's own number is what the kernel's overlayfs tells there) with stat of the name; it answers the names that differ.
 func lsino(_ *process, a []string) (string, error) {
 	all, err := readPath(a[0])
 	if err != nil {
@@ -110,6 +110,9 @@ func lsino(_ *process, a []string) (string, error) {
 	}
 	var bad []string
 	for _, e := range all {
+		if e.name == ".." {
+			continue
+		}
 		got, err := stat(unix.AT_FDCWD, a[0]+"/"+e.name, 0, []string{"ino", "type"})
 		if err != nil {
 			return "", err

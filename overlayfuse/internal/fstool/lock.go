@@ -5,10 +5,10 @@ import (
 )
 
 var lockOps = map[string]op{
-	"flock":   {"FD HOW", (*process).flock},
-	"setlk":   {"FD TYPE OFFSET COUNT [ofd]", (*process).setlk},
-	"getlk":   {"FD TYPE OFFSET COUNT", (*process).getlk},
-	"lease":   {"FD TYPE", (*process).lease},
+	"flock": {"FD HOW", (*process).flock},
+	"setlk": {"FD TYPE OFFSET COUNT [ofd]", (*process).setlk},
+	"getlk": {"FD TYPE OFFSET COUNT", (*process).getlk},
+	"lease": {"FD TYPE", (*process).lease},
 }
 
 // flock never waits: a conflict is EAGAIN.
@@ -91,4 +91,3 @@ func (p *process) lease(a []string) (string, error) {
 	_, err = unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, t)
 	return "", err
 }
-

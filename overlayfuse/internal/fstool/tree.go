@@ -5,9 +5,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -27,22 +27,39 @@ var treeOps = map[string]op{
 // device, xattrs, and a hash of the content. Two trees are the same if their descriptions are.
 func Tree(root string) (string, error) {
 	var out strings.Builder
-	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		line, err := describe(path)
-		if err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		rel, err := filepath.Rel(root, path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(&out, "%s %s\n", rel, line)
-		return nil
-	})
+	err := walk(&out, root, ".")
 	return out.String(), err
+}
+
+// walk describes rel and what is below it. It changes no access time.
+func walk(out *strings.Builder, root, rel string) error {
+	path := filepath.Join(root, rel)
+	line, err := describe(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	fmt.Fprintf(out, "%s %s\n", rel, line)
+	if !strings.HasPrefix(line, "dir ") {
+		return nil
+	}
+	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOATIME, 0)
+	if err != nil {
+		return err
+	}
+	below, err := dir.Readdirnames(-1)
+	if cerr := dir.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	slices.Sort(below)
+	for _, name := range below {
+		if err := walk(out, root, filepath.Join(rel, name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func describe(path string) (string, error) {
