@@ -11,21 +11,6 @@ import (
 type Options struct {
 	Config Config
 	Mount  MountFlags
-	Debug  bool // log every request
-}
-
-// MountFlags are the properties of the FUSE mount itself, as mount(8) names them.
-type MountFlags struct {
-	Source      string // first field of /proc/mounts; empty: "overlayfuse"
-	ReadOnly    bool
-	NoSuid      bool
-	NoDev       bool
-	NoExec      bool
-	NoSymFollow bool
-	Sync        bool
-	Atime       AtimePolicy
-	NoDirAtime  bool
-	Labels      []string // SELinux's context= and its kin, as the kernel takes them
 }
 
 // ParseOptions understands the texts of all "-o" arguments, the later ones winning: the names of overlayfs and

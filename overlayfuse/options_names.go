@@ -103,7 +103,7 @@ var knownOptions = map[string]optionName{
 	"nodiratime":  flag(func(p *optionParser) { p.Config.NoDirAtime = true }),
 	"fsname":      {value: func(p *optionParser, v string) error { p.Mount.Source = unescape(v); return nil }},
 	"subtype":     oneOf("the type is always fuse.overlayfuse", "overlayfuse"),
-	"debug":       flag(func(p *optionParser) { p.Debug = true }),
+	"debug":       flag(func(p *optionParser) { p.Mount.Debug = true }),
 	"context":     labelOption("context"),
 	"fscontext":   labelOption("fscontext"),
 	"defcontext":  labelOption("defcontext"),

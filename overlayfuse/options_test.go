@@ -51,7 +51,7 @@ func TestOptionsAreUnderstood(t *testing.T) {
 			o.Config.ReadOnly, o.Mount.ReadOnly = true, true
 		}),
 		base + ",static_nlink,noxattrs=1,debug": with(func(o *Options) {
-			o.Config.StaticNlink, o.Config.NoXattrs, o.Debug = true, true, true
+			o.Config.StaticNlink, o.Config.NoXattrs, o.Mount.Debug = true, true, true
 		}),
 		base + `,context="system_u:object_r:c_t:s0:c1,c2",nodev`: with(func(o *Options) {
 			o.Mount.Labels, o.Mount.NoDev = []string{`context="system_u:object_r:c_t:s0:c1,c2"`}, true

@@ -1,0 +1,84 @@
+// Command overlayfuse mounts overlays over FUSE.
+//
+//	overlayfuse [-f] [-d] [-o OPTIONS]... [SOURCE] MOUNTPOINT    mount one
+//	overlayfuse serve --socket PATH                              serve many, driven over a socket
+//
+// As mount.overlayfuse or mount.fuse.overlayfuse (its own name) it is the helper that mount(8) runs for these types.
+// Its exit codes are in exit.go.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/control"
+)
+
+// version is set by the linker (-X main.version=); a plain go build says what the module system knows.
+var version = ""
+
+// command is a subcommand: its arguments in, its exit code out.
+type command struct {
+	name, summary string
+	run           func(args []string) int
+}
+
+var commands = []command{
+	{"serve", "serve many mounts, driven over a control socket", serveCommand},
+}
+
+func main() { os.Exit(run(os.Args)) }
+
+func run(argv []string) int {
+	name, args := filepath.Base(argv[0]), argv[1:]
+	if name == "mount.overlayfuse" || name == "mount.fuse.overlayfuse" {
+		return mountHelper(name, args)
+	}
+	if len(args) > 0 {
+		if args[0] == control.ChildCommand {
+			return control.Child(args[1:])
+		}
+		for _, c := range commands {
+			if args[0] == c.name {
+				return c.run(args[1:])
+			}
+		}
+	}
+	return mountCommand(args)
+}
+
+// usage is the text of --help.
+func usage(w io.Writer) {
+	_, _ = fmt.Fprintf(w, `Usage: overlayfuse [-f] [-d] [-o OPTIONS]... [SOURCE] MOUNTPOINT
+       overlayfuse COMMAND [ARGUMENTS]
+
+Mounts an overlay of directories on MOUNTPOINT and returns once it is there.
+
+  -o OPTIONS         comma separated: lowerdir=A:B:C (the topmost first),
+                     upperdir=U,workdir=W (left out: read-only), the names of
+                     fuse-overlayfs and the kernel's overlayfs, and mount(8)'s own
+  -f, --foreground   stay in the foreground; SIGINT and SIGTERM unmount
+  -d, --debug        log every request; implies -f
+  -V, --version      print the version
+  -h, --help         print this
+
+Commands:
+`) // a terminal that is gone is no concern of ours
+	for _, c := range commands {
+		_, _ = fmt.Fprintf(w, "  %-10s         %s\n", c.name, c.summary)
+	}
+	_, _ = fmt.Fprint(w, `
+Exit codes: 0 mounted, 1 bad usage, 2 system error, 32 mount failed.
+`)
+}
+
+func versionText() string {
+	v := version
+	if info, ok := debug.ReadBuildInfo(); v == "" && ok {
+		v = info.Main.Version
+	}
+	return "overlayfuse " + v
+}

@@ -1,0 +1,125 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
+)
+
+// acquire waits for the turn on an ID. The caller gives it back with release.
+//
+// Errors: the context's.
+func (s *Server) acquire(ctx context.Context, id string) (*entry, error) {
+	s.mu.Lock()
+	e := s.entries[id]
+	if e == nil {
+		e = &entry{turn: make(chan struct{}, 1)}
+		e.turn <- struct{}{}
+		s.entries[id] = e
+	}
+	e.refs++
+	s.mu.Unlock()
+	select {
+	case <-e.turn:
+		return e, nil
+	case <-ctx.Done():
+		s.unref(id, e)
+		return nil, fmt.Errorf("mount %s: waiting for another request: %w", id, ctx.Err())
+	}
+}
+
+func (s *Server) release(id string, e *entry) {
+	e.turn <- struct{}{}
+	s.unref(id, e)
+}
+
+func (s *Server) unref(id string, e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.refs--
+	s.drop(id, e)
+}
+
+// drop forgets an entry that nothing holds.
+//
+// Locks: Server.mu.
+func (s *Server) drop(id string, e *entry) {
+	if e.refs == 0 && e.session == nil {
+		delete(s.entries, id)
+		s.endIfIdle()
+	}
+}
+
+// endIfIdle ends Serve when it was asked to stop and nothing is left.
+//
+// Locks: Server.mu.
+func (s *Server) endIfIdle() {
+	if !s.closing || len(s.entries) > 0 {
+		return
+	}
+	select {
+	case <-s.idle: // closed before
+	default:
+		close(s.idle)
+	}
+}
+
+// current is the mount of an entry, nil if there is none.
+func (s *Server) current(e *entry) (Spec, *overlayfuse.Session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.spec, e.session
+}
+
+// adopt gives an entry its session, until that ends.
+func (s *Server) adopt(e *entry, spec Spec, session *overlayfuse.Session) {
+	s.mu.Lock()
+	e.spec, e.session = spec, session
+	s.mu.Unlock()
+	log := s.log.WithField("mount", spec.ID)
+	log.WithField("mountpoint", session.Mountpoint()).Info("mounted")
+	go func() {
+		if err := session.Wait(); err != nil {
+			log.WithError(err).Error("close file system")
+		}
+		log.Info("gone")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if e.session == session { // else the ID has its next one
+			e.spec, e.session = Spec{}, nil
+		}
+		s.drop(spec.ID, e)
+	}()
+}
+
+func (s *Server) list() ([]MountInfo, error) {
+	type mount struct {
+		spec    Spec
+		session *overlayfuse.Session
+	}
+	var all []mount
+	s.mu.Lock()
+	for _, e := range s.entries {
+		if e.session != nil {
+			all = append(all, mount{e.spec, e.session})
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(all, func(a, b mount) int { return strings.Compare(a.spec.ID, b.spec.ID) })
+	infos := make([]MountInfo, 0, len(all))
+	for _, m := range all {
+		on, err := m.session.Attached()
+		if err != nil {
+			return nil, err
+		}
+		state := Detached
+		if on {
+			state = Mounted
+		}
+		infos = append(infos, MountInfo{Spec: m.spec, State: state, Device: m.session.Device()})
+	}
+	return infos, nil
+}

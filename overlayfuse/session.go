@@ -1,0 +1,145 @@
+package overlayfuse
+
+import (
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"slices"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// Session is one mounted FS and what serves it. It lasts until the last user of the mount is gone: a bind mount, another
+// mount namespace or an open file keeps it going after the mount point is free.
+type Session struct {
+	fs         *FS
+	mountpoint string // absolute, free of symlinks
+	device     string // MAJOR:MINOR of the mount
+	done       chan struct{}
+	closeErr   error // of the file system; set before done is closed
+}
+
+// Mount mounts fs and returns when the mount answers. The session owns fs from then on, and closes it at its end; after
+// an error fs is still the caller's.
+func Mount(fs *FS, mountpoint string, flags MountFlags) (*Session, error) {
+	s, err := mount(fs, mountpoint, flags)
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: %w", mountpoint, err)
+	}
+	return s, nil
+}
+
+func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
+	dir, mountpoint, err := openMountpoint(path)
+	if err != nil {
+		return nil, err
+	}
+	opts := fs.mountOptions()
+	opts.Debug = opts.Debug || flags.Debug
+	opts.FsName, opts.Name = flags.Source, "overlayfuse"
+	dev, err := attach(dir, flags, opts.MaxWrite)
+	_ = unix.Close(dir) // O_PATH: nothing to lose
+	if err != nil {
+		return nil, err
+	}
+
+	level := logrus.WarnLevel
+	if opts.Debug {
+		level = logrus.DebugLevel
+	}
+	lines := fs.log.WriterLevel(level)
+	opts.Logger = log.New(lines, "", 0)
+	s := &Session{fs: fs, mountpoint: mountpoint, done: make(chan struct{})}
+	// NewServer takes the descriptor over, and answers INIT before it returns.
+	server, err := fuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", dev), opts)
+	if err == nil {
+		if s.device, _, err = Mounted(mountpoint); err == nil && s.device == "" {
+			err = fmt.Errorf("not in /proc/self/mountinfo: %w", unix.ESTALE)
+		}
+	}
+	if err != nil {
+		if errUnmount := unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); errUnmount != nil {
+			err = errors.Join(err, fmt.Errorf("unmount: %w", errUnmount))
+		}
+		if server != nil {
+			server.Serve() // ends at once: the connection is gone with its mount
+		}
+		return nil, errors.Join(err, lines.Close())
+	}
+	s.readahead(opts.MaxReadAhead)
+	go func() {
+		defer close(s.done)
+		server.Serve()
+		s.closeErr = errors.Join(fs.Close(), lines.Close())
+	}()
+	return s, nil
+}
+
+// readahead lets the kernel read ahead as much as one request can carry; a mount starts with 128 KiB. Without sysfs it
+// stays so, which costs speed alone.
+func (s *Session) readahead(bytes int) {
+	if bytes <= 0 {
+		return
+	}
+	path := fmt.Sprintf("/sys/class/bdi/%s/read_ahead_kb", s.device)
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%d", bytes/1024), 0); err != nil {
+		s.fs.log.WithError(err).Debug("readahead of the mount stays at the kernel's default")
+	}
+}
+
+// FS is the file system that the session serves.
+func (s *Session) FS() *FS { return s.fs }
+
+// Mountpoint is the absolute path of the mount, free of symlinks.
+func (s *Session) Mountpoint() string { return s.mountpoint }
+
+// Device is the mount's device number as MAJOR:MINOR.
+func (s *Session) Device() string { return s.device }
+
+// Done is closed at the end of the session, after its file system.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Wait returns at the end of the session, with the error of closing the file system.
+func (s *Session) Wait() error {
+	<-s.done
+	return s.closeErr
+}
+
+// Attached tells whether the mount is on its mount point still.
+func (s *Session) Attached() (bool, error) {
+	stack, err := mountsOn(s.mountpoint)
+	return slices.ContainsFunc(stack, s.is), err
+}
+
+// is tells whether m is this session's mount.
+func (s *Session) is(m *mountinfo.Info) bool { return deviceOf(m) == s.device }
+
+// Unmount takes the mount off its mount point; with lazy also while it is in use. Taken off before is no error.
+// The session may go on (see Wait).
+//
+// Errors: EBUSY if files on it are in use, or something else is mounted over it.
+func (s *Session) Unmount(lazy bool) error {
+	stack, err := mountsOn(s.mountpoint)
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(stack, s.is)
+	switch {
+	case at < 0:
+		return nil
+	case at < len(stack)-1:
+		return fmt.Errorf("unmount %s: %s is mounted over it: %w", s.mountpoint, stack[len(stack)-1].FSType, unix.EBUSY)
+	}
+	flags := unix.UMOUNT_NOFOLLOW
+	if lazy {
+		flags |= unix.MNT_DETACH
+	}
+	if err := unix.Unmount(s.mountpoint, flags); err != nil {
+		return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
+	}
+	return nil
+}
