@@ -55,7 +55,8 @@ type commit struct {
 	name string
 	opts []snapshots.Opt
 
-	rebased bool // the parent comes with the commit
+	spec    MountSpec // what is to be flushed
+	rebased bool      // the parent comes with the commit
 }
 
 // check finds what would make the transaction fail, before anything is flushed.
@@ -72,7 +73,7 @@ func (c *commit) check(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return c.s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+	if err := c.s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		_, _, _, err := storage.GetInfo(ctx, c.name)
 		switch {
 		case err == nil:
@@ -90,31 +91,35 @@ func (c *commit) check(ctx context.Context) (err error) {
 			}
 		}
 		return nil
-	})
+	}); err != nil {
+		return err
+	}
+	c.spec = c.s.spec(c.r)
+	return nil
 }
 
 // frozen runs f while the mount is read-only, and makes it writable again if f fails.
 func (c *commit) frozen(ctx context.Context, f func(context.Context) error) error {
-	spec := c.s.spec(c.r)
-	live, err := c.s.serving(ctx, spec.ID)
+	live, err := c.s.serving(ctx, c.spec.ID)
 	if err != nil {
 		return err
 	}
-	if !live {
+	if live == nil {
 		return f(ctx)
 	}
-	mounted, _, err := mountedAt(spec.MountPoint)
+	c.spec = *live // the options may have been others when it was mounted
+	mounted, _, err := mountedAt(c.spec.MountPoint)
 	switch {
 	case err != nil:
 		return err
 	case !mounted:
-		return fmt.Errorf("%s was unmounted by somebody else while it is still in use: %w", spec.MountPoint, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s was unmounted by somebody else while it is still in use: %w", c.spec.MountPoint, errdefs.ErrFailedPrecondition)
 	}
-	if err := setReadOnly(spec.MountPoint, true); err != nil {
+	if err := setReadOnly(c.spec.MountPoint, true); err != nil {
 		return err
 	}
 	if err := f(ctx); err != nil {
-		if rerr := setReadOnly(spec.MountPoint, false); rerr != nil {
+		if rerr := setReadOnly(c.spec.MountPoint, false); rerr != nil {
 			return fmt.Errorf("%w (and it stays read-only until its next use: %w)", err, rerr)
 		}
 		return err
@@ -153,7 +158,7 @@ func (c *commit) finish(ctx context.Context) error {
 func (c *commit) flush(ctx context.Context) error {
 	switch c.way {
 	case wayFUSE:
-		if err := c.s.cfg.Mounter.Flush(ctx, c.s.spec(c.r)); err != nil {
+		if err := c.s.cfg.Mounter.Flush(ctx, c.spec); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
 	case wayBind:
@@ -173,7 +178,7 @@ func (c *commit) scanComplete(ctx context.Context) (*layerScan, error) {
 		return scan, err
 	}
 	if c.way != wayFUSE {
-		if err := c.s.cfg.Mounter.Flush(ctx, c.s.spec(c.r)); err != nil {
+		if err := c.s.cfg.Mounter.Flush(ctx, c.spec); err != nil {
 			return nil, fmt.Errorf("complete %s: %w", scan.metacopy, err)
 		}
 		if scan, err = scanLayer(ctx, c.s.root.layer(c.r.id), true); err != nil {

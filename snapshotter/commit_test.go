@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -18,53 +20,57 @@ import (
 // TestCommitWhoseFlushFails: the cause is in the error; the snapshot is active, mounted, writable and intact; the next commit
 // works.
 func TestCommitWhoseFlushFails(t *testing.T) {
-	b, c := withImage(t)
-	b.k.fault = func(method string, spec MountSpec) error {
-		if method != "Flush" {
-			return nil
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		b.k.fault = func(method string, spec MountSpec) error {
+			if method != "Flush" {
+				return nil
+			}
+			require.ErrorIs(t, os.WriteFile(c+"/etc/late", nil, 0o644), unix.EROFS, "nothing is written while the layer is completed")
+			return fmt.Errorf("copy etc/one: %w", syscall.ENOSPC)
 		}
-		require.ErrorIs(t, os.WriteFile(c+"/etc/late", nil, 0o644), unix.EROFS, "nothing is written while the layer is completed")
-		return fmt.Errorf("copy etc/one: %w", syscall.ENOSPC)
-	}
-	err := b.s.Commit(b.ctx, "three", "c")
-	require.ErrorIs(t, err, syscall.ENOSPC)
-	require.ErrorContains(t, err, "copy etc/one")
-	_, err = b.s.Stat(b.ctx, "three")
-	require.True(t, errdefs.IsNotFound(err), "%v", err)
-	b.requireIntact(c)
+		err := b.s.Commit(b.ctx, "three", "c")
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		require.ErrorContains(t, err, "copy etc/one")
+		_, err = b.s.Stat(b.ctx, "three")
+		require.True(t, errdefs.IsNotFound(err), "%v", err)
+		b.requireIntact(c)
 
-	b.k.fault = nil
-	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
-	requireFile(t, b.view("after", "three")+"/etc/mine", "3")
+		b.k.fault = nil
+		require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+		requireFile(t, b.view("after", "three")+"/etc/mine", "3")
+	})
 }
 
 // TestCommitOfAFullDisk: the file system of the root has no block left for the marks and the metadata.
 func TestCommitOfAFullDisk(t *testing.T) {
-	b, c := withImage(t)
-	disk := smallDisk(t, b)
-	full := &bench{t: t, ctx: b.ctx, root: disk + "/root", work: b.work, cfg: b.cfg, k: b.k}
-	full.cfg.Root = full.root
-	full.open()
-	t.Cleanup(func() { require.NoError(t, full.s.Close()) })
-	full.layer("one", "", func(dir string) { write(t, dir+"/etc/one", "1") })
-	full.layer("two", "one", func(dir string) { write(t, dir+"/etc/two", "2") })
-	fc := full.container("c", "two")
-	write(t, fc+"/etc/mine", "3")
-	require.NoError(t, syncFileSystem(disk))
-	fillDisk(t, disk+"/filler")
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		disk := smallDisk(t, b)
+		full := &bench{t: t, ctx: b.ctx, root: disk + "/root", work: b.work, cfg: b.cfg, k: b.k}
+		full.cfg.Root = full.root
+		full.open()
+		t.Cleanup(func() { require.NoError(t, full.s.Close()) })
+		full.layer("one", "", func(dir string) { write(t, dir+"/etc/one", "1") })
+		full.layer("two", "one", func(dir string) { write(t, dir+"/etc/two", "2") })
+		fc := full.container("c", "two")
+		write(t, fc+"/etc/mine", "3")
+		require.NoError(t, syncFileSystem(disk))
+		fillDisk(t, disk+"/filler")
 
-	err := full.s.Commit(full.ctx, "three", "c")
-	require.ErrorIs(t, err, syscall.ENOSPC)
-	_, err = full.s.Stat(full.ctx, "three")
-	require.True(t, errdefs.IsNotFound(err), "%v", err)
-	require.Equal(t, snapshots.KindActive, full.kind("c"))
-	requireFile(t, fc+"/etc/mine", "3")
+		err := full.s.Commit(full.ctx, "three", "c")
+		require.ErrorIs(t, err, syscall.ENOSPC)
+		_, err = full.s.Stat(full.ctx, "three")
+		require.True(t, errdefs.IsNotFound(err), "%v", err)
+		require.Equal(t, snapshots.KindActive, full.kind("c"))
+		requireFile(t, fc+"/etc/mine", "3")
 
-	require.NoError(t, os.Remove(disk+"/filler"))
-	full.requireIntact(fc)
-	require.NoError(t, full.s.Commit(full.ctx, "three", "c"))
-	requireFile(t, full.view("v", "three")+"/etc/mine", "3")
-	b.requireIntact(c)
+		require.NoError(t, os.Remove(disk+"/filler"))
+		full.requireIntact(fc)
+		require.NoError(t, full.s.Commit(full.ctx, "three", "c"))
+		requireFile(t, full.view("v", "three")+"/etc/mine", "3")
+		b.requireIntact(c)
+	})
 }
 
 // smallDisk is an ext4 of 32 MiB in a file, mounted below the bench's directory.
@@ -102,136 +108,152 @@ func fillDisk(t *testing.T, path string) {
 
 // TestCommitWhileAFileIsOpenForWriting is refused; what the writer writes then is kept.
 func TestCommitWhileAFileIsOpenForWriting(t *testing.T) {
-	b, c := withImage(t)
-	f, err := os.Create(c + "/etc/log")
-	require.NoError(t, err)
-	err = b.s.Commit(b.ctx, "three", "c")
-	require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
-	require.ErrorIs(t, err, syscall.EBUSY)
-	_, err = f.WriteString("kept")
-	require.NoError(t, err)
-	require.NoError(t, f.Close())
-	b.requireIntact(c)
-	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
-	requireFile(t, b.view("after", "three")+"/etc/log", "kept")
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		f, err := os.Create(c + "/etc/log")
+		require.NoError(t, err)
+		err = b.s.Commit(b.ctx, "three", "c")
+		require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
+		require.ErrorIs(t, err, syscall.EBUSY)
+		_, err = f.WriteString("kept")
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		b.requireIntact(c)
+		require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+		requireFile(t, b.view("after", "three")+"/etc/log", "kept")
+	})
 }
 
 // TestCommitWhileBound: the bind that a container still has shows the same and can no longer change the layer.
 func TestCommitWhileBound(t *testing.T) {
-	b, c := withImage(t)
-	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
-	requireFile(t, c+"/etc/one", "1")
-	requireFile(t, c+"/etc/mine", "3")
-	require.ErrorIs(t, os.WriteFile(c+"/etc/late", nil, 0o644), unix.EROFS)
-	_, err := b.s.Mounts(b.ctx, "c")
-	require.True(t, errdefs.IsNotFound(err), "%v", err)
-	child := b.container("child", "three")
-	requireFile(t, child+"/etc/mine", "3")
-	b.requireClean()
-	requireFile(t, c+"/etc/mine", "3")
-	requireFile(t, child+"/etc/one", "1")
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+		requireFile(t, c+"/etc/one", "1")
+		requireFile(t, c+"/etc/mine", "3")
+		require.ErrorIs(t, os.WriteFile(c+"/etc/late", nil, 0o644), unix.EROFS)
+		_, err := b.s.Mounts(b.ctx, "c")
+		require.True(t, errdefs.IsNotFound(err), "%v", err)
+		child := b.container("child", "three")
+		requireFile(t, child+"/etc/mine", "3")
+		b.requireClean()
+		requireFile(t, c+"/etc/mine", "3")
+		requireFile(t, child+"/etc/one", "1")
+	})
 }
 
 func TestCommitRefusals(t *testing.T) {
-	b, c := withImage(t)
-	flushed := false
-	b.k.fault = func(method string, _ MountSpec) error {
-		flushed = flushed || method == "Flush"
-		return nil
-	}
-	require.True(t, errdefs.IsAlreadyExists(b.s.Commit(b.ctx, "two", "c")))
-	require.True(t, errdefs.IsNotFound(b.s.Commit(b.ctx, "x", "nothing")))
-	require.True(t, errdefs.IsFailedPrecondition(b.s.Commit(b.ctx, "x", "v")), "a view")
-	require.True(t, errdefs.IsFailedPrecondition(b.s.Commit(b.ctx, "x", "two")), "a committed snapshot")
-	require.False(t, flushed, "nothing was flushed for a commit that cannot be")
-	require.Error(t, b.s.Commit(b.ctx, "x", "c", snapshots.WithParent("one")), "the parent is another")
-	b.requireIntact(c)
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		flushed := false
+		b.k.fault = func(method string, _ MountSpec) error {
+			flushed = flushed || method == "Flush"
+			return nil
+		}
+		require.True(t, errdefs.IsAlreadyExists(b.s.Commit(b.ctx, "two", "c")))
+		require.True(t, errdefs.IsNotFound(b.s.Commit(b.ctx, "x", "nothing")))
+		require.True(t, errdefs.IsFailedPrecondition(b.s.Commit(b.ctx, "x", "v")), "a view")
+		require.True(t, errdefs.IsFailedPrecondition(b.s.Commit(b.ctx, "x", "two")), "a committed snapshot")
+		require.False(t, flushed, "nothing was flushed for a commit that cannot be")
+		require.Error(t, b.s.Commit(b.ctx, "x", "c", snapshots.WithParent("one")), "the parent is another")
+		b.requireIntact(c)
+	})
 }
 
 // TestCommitOfABind: without a parent a container writes straight into its layer.
 func TestCommitOfABind(t *testing.T) {
-	b := newBench(t)
-	c := b.container("c", "")
-	write(t, c+"/f", "1")
-	require.NoError(t, os.Chmod(c, 0o700))
-	require.NoError(t, b.s.Commit(b.ctx, "one", "c"))
-	requireFile(t, b.view("v", "one")+"/f", "1")
-	st, err := os.Stat(b.container("d", "one"))
-	require.NoError(t, err)
-	require.Equal(t, os.FileMode(0o700), st.Mode().Perm(), "the root directory's mode is kept")
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := b.container("c", "")
+		write(t, c+"/f", "1")
+		require.NoError(t, os.Chmod(c, 0o700))
+		require.NoError(t, b.s.Commit(b.ctx, "one", "c"))
+		requireFile(t, b.view("v", "one")+"/f", "1")
+		st, err := os.Stat(b.container("d", "one"))
+		require.NoError(t, err)
+		require.Equal(t, os.FileMode(0o700), st.Mode().Perm(), "the root directory's mode is kept")
+	})
 }
 
 // TestCleanupKeepsWhatIsInUse: a removed container and its removed image, while something still shows them.
 func TestCleanupKeepsWhatIsInUse(t *testing.T) {
-	b, c := withImage(t)
-	ids := map[string]string{}
-	for _, name := range []string{"c", "two", "one"} {
-		ids[name] = b.id(name)
-	}
-	view, err := b.s.Mounts(b.ctx, "v")
-	require.NoError(t, err)
-	v := b.mounted(view)
-	require.NoError(t, b.s.Remove(b.ctx, "v"))
-	require.NoError(t, b.s.Remove(b.ctx, "c"))
-	require.NoError(t, b.s.Remove(b.ctx, "two"))
-	require.NoError(t, b.s.Remove(b.ctx, "one"))
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	requireFile(t, c+"/etc/one", "1")
-	requireFile(t, c+"/etc/mine", "3")
-	requireFile(t, v+"/etc/two", "2")
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		ids := map[string]string{}
+		for _, name := range []string{"c", "two", "one"} {
+			ids[name] = b.id(name)
+		}
+		view, err := b.s.Mounts(b.ctx, "v")
+		require.NoError(t, err)
+		v := b.mounted(view)
+		require.NoError(t, b.s.Remove(b.ctx, "v"))
+		require.NoError(t, b.s.Remove(b.ctx, "c"))
+		require.NoError(t, b.s.Remove(b.ctx, "two"))
+		require.NoError(t, b.s.Remove(b.ctx, "one"))
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		requireFile(t, c+"/etc/one", "1")
+		requireFile(t, c+"/etc/mine", "3")
+		requireFile(t, v+"/etc/two", "2")
 
-	require.NoError(t, detach(c))
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	require.NoDirExists(t, b.s.root.snapshot(ids["c"]))
-	requireFile(t, v+"/etc/two", "2")
-	b.reopen()
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	requireFile(t, v+"/etc/one", "1")
+		require.NoError(t, detach(c))
+		require.Eventually(t, func() bool {
+			require.NoError(t, b.s.Cleanup(b.ctx))
+			return !slices.Contains(names(t, b.s.root.snapshots()), ids["c"])
+		}, 5*time.Second, 20*time.Millisecond)
+		requireFile(t, v+"/etc/two", "2")
+		b.reopen()
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		requireFile(t, v+"/etc/one", "1")
 
-	unmountBelow(t, b.work)
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	require.Empty(t, names(t, b.s.root.snapshots()))
+		unmountBelow(t, b.work)
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		require.Empty(t, names(t, b.s.root.snapshots()))
+	})
 }
 
 // TestCleanupKeepsABoundLayer: the one layer of a view is bound, not overlaid.
 func TestCleanupKeepsABoundLayer(t *testing.T) {
-	b := newBench(t)
-	b.layer("one", "", func(dir string) { write(t, dir+"/f", "1") })
-	v := b.view("v", "one")
-	require.NoError(t, b.s.Remove(b.ctx, "v"))
-	require.NoError(t, b.s.Remove(b.ctx, "one"))
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	requireFile(t, v+"/f", "1")
-	require.NoError(t, detach(v))
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	require.Empty(t, names(t, b.s.root.snapshots()))
+	onBoth(t, func(t *testing.T, b *bench) {
+		b.layer("one", "", func(dir string) { write(t, dir+"/f", "1") })
+		v := b.view("v", "one")
+		require.NoError(t, b.s.Remove(b.ctx, "v"))
+		require.NoError(t, b.s.Remove(b.ctx, "one"))
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		requireFile(t, v+"/f", "1")
+		require.NoError(t, detach(v))
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		require.Empty(t, names(t, b.s.root.snapshots()))
+	})
 }
 
 // TestCleanupWithoutKnowledgeDeletesNothing: the mount server does not answer, so nobody knows what its mounts use.
 func TestCleanupWithoutKnowledgeDeletesNothing(t *testing.T) {
-	b, _ := withImage(t)
-	id := b.id("c")
-	require.NoError(t, b.s.Remove(b.ctx, "c"))
-	b.k.fault = func(method string, _ MountSpec) error {
-		if method == "Mounted" {
-			return errors.New("timed out")
+	onBoth(t, func(t *testing.T, b *bench) {
+		withImage(t, b)
+		id := b.id("c")
+		require.NoError(t, b.s.Remove(b.ctx, "c"))
+		b.k.fault = func(method string, _ MountSpec) error {
+			if method == "Mounted" {
+				return errors.New("timed out")
+			}
+			return nil
 		}
-		return nil
-	}
-	require.ErrorContains(t, b.s.Cleanup(b.ctx), "timed out")
-	require.DirExists(t, b.s.root.snapshot(id))
-	b.k.fault = nil
+		require.ErrorContains(t, b.s.Cleanup(b.ctx), "timed out")
+		require.DirExists(t, b.s.root.snapshot(id))
+		b.k.fault = nil
+	})
 }
 
 // TestRemoveIsQuick: it deletes no file, however many there are.
 func TestRemoveIsQuick(t *testing.T) {
-	b, c := withImage(t)
-	id := b.id("c")
-	require.NoError(t, detach(c))
-	require.NoError(t, b.s.Remove(b.ctx, "c"))
-	requireFile(t, b.s.root.layer(id)+"/etc/mine", "3")
-	_, err := b.s.Prepare(b.ctx, "c", "two")
-	require.NoError(t, err, "the key is free at once")
-	b.requireClean()
-	require.NoDirExists(t, b.s.root.snapshot(id))
+	onBoth(t, func(t *testing.T, b *bench) {
+		c := withImage(t, b)
+		id := b.id("c")
+		require.NoError(t, detach(c))
+		require.NoError(t, b.s.Remove(b.ctx, "c"))
+		requireFile(t, b.s.root.layer(id)+"/etc/mine", "3")
+		_, err := b.s.Prepare(b.ctx, "c", "two")
+		require.NoError(t, err, "the key is free at once")
+		b.requireClean()
+		require.NoDirExists(t, b.s.root.snapshot(id))
+	})
 }

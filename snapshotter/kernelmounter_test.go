@@ -17,9 +17,6 @@ type kernelMounter struct {
 
 	mu    sync.Mutex
 	specs map[string]kernelMount // +checklocks:mu
-
-	// fault, if set, is asked first: method is the Mounter's method.
-	fault func(method string, spec MountSpec) error
 }
 
 type kernelMount struct {
@@ -31,17 +28,7 @@ func newKernelMounter() *kernelMounter {
 	return &kernelMounter{redirectDir: "on", specs: make(map[string]kernelMount)}
 }
 
-func (k *kernelMounter) ask(method string, spec MountSpec) error {
-	if k.fault == nil {
-		return nil
-	}
-	return k.fault(method, spec)
-}
-
 func (k *kernelMounter) Mount(_ context.Context, spec MountSpec) error {
-	if err := k.ask("Mount", spec); err != nil {
-		return err
-	}
 	options := []string{"redirect_dir=" + k.redirectDir, "index=off", "metacopy=off"}
 	if spec.Upper != "" {
 		options = append(options, "upperdir="+spec.Upper, "workdir="+spec.Work)
@@ -64,24 +51,15 @@ func (k *kernelMounter) Mount(_ context.Context, spec MountSpec) error {
 }
 
 func (k *kernelMounter) Unmount(_ context.Context, id string) error {
-	if err := k.ask("Unmount", MountSpec{ID: id}); err != nil {
-		return err
-	}
 	return detach(id)
 }
 
 func (k *kernelMounter) Flush(_ context.Context, spec MountSpec) error {
-	if err := k.ask("Flush", spec); err != nil {
-		return err
-	}
 	return syncFileSystem(spec.Upper)
 }
 
 // Mounted knows from the mount table what is still used.
 func (k *kernelMounter) Mounted(context.Context) ([]MountSpec, error) {
-	if err := k.ask("Mounted", MountSpec{}); err != nil {
-		return nil, err
-	}
 	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
 	if err != nil {
 		return nil, err

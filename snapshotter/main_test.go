@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -42,8 +43,11 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	if out, err := exec.Command("go", "build", "-o", serverBinary(), "github.com/overlayfuse/overlayfuse-snapshotter/cmd/overlayfuse").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the mount server: %v\n%s", err, out)
+		return 1
+	}
 	code := m.Run()
-	stopServer()
 	left, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -61,34 +65,41 @@ func run(m *testing.M) int {
 	return code
 }
 
-// bench is a snapshotter under test with its oracle, and a directory to mount in.
+// bench is a snapshotter under test, and a directory to mount in.
 type bench struct {
 	t    *testing.T
 	ctx  context.Context
 	root string
 	work string
 	cfg  Config
-	k    *kernelMounter // nil on FUSE
+	k    *faultyMounter
 	s    *Snapshotter
+	// server is the mount server of a bench on FUSE; nil on the oracle.
+	server *testServer
 }
 
-// newBench opens a snapshotter on the kernel's overlayfs. Everything is unmounted in the end.
-func newBench(t *testing.T) *bench {
+// onBoth runs a test on the kernel's overlayfs, the oracle, and then on FUSE.
+func onBoth(t *testing.T, test func(t *testing.T, b *bench)) {
+	t.Run("kernel", func(t *testing.T) { test(t, newBench(t, newKernelMounter(), nil)) })
+	t.Run("fuse", func(t *testing.T) { test(t, fuseBench(t)) })
+}
+
+// fuseBench is a bench on a mount server of its own.
+func fuseBench(t *testing.T) *bench {
 	t.Helper()
-	k := newKernelMounter()
-	b := newBenchOn(t, k)
-	b.k = k
-	return b
+	server := startTestServer(t)
+	return newBench(t, server.mounter(t), server)
 }
 
-func newBenchOn(t *testing.T, m Mounter) *bench {
+// newBench opens a snapshotter. Everything is unmounted in the end.
+func newBench(t *testing.T, m Mounter, server *testServer) *bench {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "test"), 2*time.Minute)
 	dir, err := os.MkdirTemp(testDir, "b")
 	require.NoError(t, err)
-	b := &bench{t: t, ctx: ctx, root: filepath.Join(dir, "root"), work: filepath.Join(dir, "work")}
+	b := &bench{t: t, ctx: ctx, root: filepath.Join(dir, "root"), work: filepath.Join(dir, "work"), k: &faultyMounter{Mounter: m}, server: server}
 	require.NoError(t, os.Mkdir(b.work, 0o755))
-	b.cfg = Config{Root: b.root, Mounter: m, Log: testLog(t)}
+	b.cfg = Config{Root: b.root, Mounter: b.k, Log: testLog(t)}
 	t.Cleanup(func() {
 		if b.s != nil {
 			require.NoError(t, b.s.Close())
@@ -98,6 +109,21 @@ func newBenchOn(t *testing.T, m Mounter) *bench {
 	})
 	b.open()
 	return b
+}
+
+// reboot is a machine that starts again: no mount, no mount server, no daemon; then the latter two.
+func (b *bench) reboot() {
+	b.t.Helper()
+	require.NoError(b.t, b.s.Close())
+	unmountBelow(b.t, filepath.Dir(b.root))
+	if b.server != nil {
+		b.server.kill(b.t)
+		b.server = startTestServer(b.t)
+		b.k.Mounter = b.server.mounter(b.t)
+	} else {
+		b.k.Mounter = newKernelMounter()
+	}
+	b.open()
 }
 
 // unmountBelow takes away what a test left mounted in its directory; tests that fail leave some.

@@ -174,7 +174,7 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, spec MountSpec) error {
 	if err != nil {
 		return err
 	}
-	if !live {
+	if live == nil {
 		// what is mounted there is dead: its mount server is gone
 		if err := detach(spec.MountPoint); err != nil {
 			return err
@@ -195,16 +195,16 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, spec MountSpec) error {
 	return nil
 }
 
-// serving tells whether the mount server serves the mount.
-func (s *Snapshotter) serving(ctx context.Context, id string) (bool, error) {
+// serving is what the mount server serves under an ID: the specification it was mounted with, or nil.
+func (s *Snapshotter) serving(ctx context.Context, id string) (*MountSpec, error) {
 	specs, err := s.cfg.Mounter.Mounted(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	for _, spec := range specs {
-		if spec.ID == id {
-			return true, nil
+	for i := range specs {
+		if specs[i].ID == id {
+			return &specs[i], nil
 		}
 	}
-	return false, nil
+	return nil, nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -74,7 +73,7 @@ func (s *Snapshotter) reconcileOne(ctx context.Context, id string, served bool) 
 		return s.dropMountPoint(point)
 	case !served:
 		// Another call may have mounted it since; ask again under the lock.
-		if live, err := s.serving(ctx, filepath.Clean(point)); live || err != nil {
+		if live, err := s.serving(ctx, point); live != nil || err != nil {
 			if errdefs.IsUnavailable(err) {
 				err = detach(point)
 			}

@@ -31,11 +31,10 @@ func TestRootPathThatMountOptionsCannotCarry(t *testing.T) {
 
 // TestRootWithASpace: mountinfo escapes it, mount options do not.
 func TestRootWithASpace(t *testing.T) {
-	k := newKernelMounter()
-	b := newBenchOn(t, k)
+	b := newBench(t, newKernelMounter(), nil)
 	require.NoError(t, b.s.Close())
 	b.root = filepath.Join(filepath.Dir(b.root), "a root")
-	b.cfg.Root, b.k = b.root, k
+	b.cfg.Root = b.root
 	b.open()
 	b.layer("one", "", func(dir string) { write(t, dir+"/f", "1") })
 	b.layer("two", "one", func(dir string) { write(t, dir+"/g", "2") })
@@ -50,29 +49,31 @@ func TestRootWithASpace(t *testing.T) {
 
 // TestRootOnAFileSystemThatCannotHoldLayers: ramfs has no extended attributes; overlayfs takes no whiteouts.
 func TestRootOnAFileSystemThatCannotHoldLayers(t *testing.T) {
-	b := newBench(t)
-	dir := filepath.Join(b.work, "ramfs")
-	require.NoError(t, os.Mkdir(dir, 0o755))
-	require.NoError(t, (&mount.Mount{Type: "ramfs", Source: "ramfs"}).Mount(dir))
-	t.Cleanup(func() { require.NoError(t, detach(dir)) })
-	cfg := b.cfg
-	cfg.Root = dir + "/root"
-	_, err := New(b.ctx, cfg)
-	require.True(t, errdefs.IsNotImplemented(err), "%v", err)
-	require.ErrorContains(t, err, "no trusted extended attributes")
+	onBoth(t, func(t *testing.T, b *bench) {
+		dir := filepath.Join(b.work, "ramfs")
+		require.NoError(t, os.Mkdir(dir, 0o755))
+		require.NoError(t, (&mount.Mount{Type: "ramfs", Source: "ramfs"}).Mount(dir))
+		t.Cleanup(func() { require.NoError(t, detach(dir)) })
+		cfg := b.cfg
+		cfg.Root = dir + "/root"
+		_, err := New(b.ctx, cfg)
+		require.True(t, errdefs.IsNotImplemented(err), "%v", err)
+		require.ErrorContains(t, err, "no trusted extended attributes")
 
-	b.layer("one", "", nil)
-	cfg.Root = b.container("c", "one") + "/root"
-	_, err = New(b.ctx, cfg)
-	require.True(t, errdefs.IsNotImplemented(err), "%v", err)
-	require.ErrorContains(t, err, "cannot hold whiteouts")
+		b.layer("one", "", nil)
+		cfg.Root = b.container("c", "one") + "/root"
+		_, err = New(b.ctx, cfg)
+		require.True(t, errdefs.IsNotImplemented(err), "%v", err)
+		require.ErrorContains(t, err, "cannot hold whiteouts")
+	})
 }
 
 func TestRootDirectoriesArePrivate(t *testing.T) {
-	b := newBench(t)
-	for _, dir := range []string{b.root, b.s.root.snapshots(), b.s.root.mounts(), b.s.root.empty()} {
-		st, err := os.Stat(dir)
-		require.NoError(t, err)
-		require.Equal(t, os.FileMode(0o700), st.Mode().Perm(), dir)
-	}
+	onBoth(t, func(t *testing.T, b *bench) {
+		for _, dir := range []string{b.root, b.s.root.snapshots(), b.s.root.mounts(), b.s.root.empty()} {
+			st, err := os.Stat(dir)
+			require.NoError(t, err)
+			require.Equal(t, os.FileMode(0o700), st.Mode().Perm(), dir)
+		}
+	})
 }

@@ -47,11 +47,22 @@ func TestSuiteOnKernelOverlay(t *testing.T) {
 	testsuite.SnapshotterSuite(t, suiteName, suiteOn(t, newKernelMounter(), nil))
 }
 
+// TestSuiteOnFUSE: ours, all 21 cases.
+func TestSuiteOnFUSE(t *testing.T) {
+	testsuite.SnapshotterSuite(t, suiteName, suiteOn(t, startTestServer(t).mounter(t), nil))
+}
+
+// TestSuiteOnFUSEWithFUSEViews: also with every view on FUSE.
+func TestSuiteOnFUSEWithFUSEViews(t *testing.T) {
+	testsuite.SnapshotterSuite(t, suiteName, suiteOn(t, startTestServer(t).mounter(t), func(c *Config) { c.ViewsFUSE = true }))
+}
+
 // TestOracleFailsRenameWithoutRedirects: the one case that the kernel's overlayfs fails as it is usually mounted is "Rename",
 // for the rename of a directory of a lower layer; the suite exempts "overlayfs" from it by that name.
 func TestOracleFailsRenameWithoutRedirects(t *testing.T) {
-	b := newBench(t)
-	b.k.redirectDir = "nofollow"
+	k := newKernelMounter()
+	k.redirectDir = "nofollow"
+	b := newBench(t, k, nil)
 	b.layer("base", "", func(dir string) { require.NoError(t, os.Mkdir(filepath.Join(dir, "dir1"), 0o755)) })
 	dir := b.container("c", "base")
 	err := os.Rename(filepath.Join(dir, "dir1"), filepath.Join(dir, "dir2"))
