@@ -273,3 +273,20 @@ func TestPanicOfTheTargetHangsNobody(t *testing.T) {
 		t.Errorf("after a panic: %v", err)
 	}
 }
+
+// TestMetacopyUpperIsEmptiedFirst: what a copy-up that died left in the upper never shows, also not in the lower's holes.
+func TestMetacopyUpperIsEmptiedFirst(t *testing.T) {
+	for w := range numWays {
+		s := newScene(t, w, true)
+		if err := os.WriteFile(s.target.path("upper"), pattern(len(s.was), 111), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Fault(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(content(t, s.File), s.was) {
+			t.Errorf("%v: foreign bytes", w)
+		}
+		s.target.check(Upper)
+	}
+}
