@@ -1,0 +1,197 @@
+package copyup
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// injection is what happens to the call that a fakeKernel fails.
+type injection struct {
+	name string
+	err  error // nil: half of what was asked for is done (only pread, pwrite, copy_file_range)
+}
+
+var injections = []injection{
+	{"EIO", unix.EIO}, {"ENOSPC", unix.ENOSPC}, {"EDQUOT", unix.EDQUOT}, {"EINTR", unix.EINTR}, {"short", nil},
+}
+
+// fakeKernel is the kernel, with a record of the calls, failures on demand, no waiting for disks, and a choice of the way
+// in which data can be copied.
+type fakeKernel struct {
+	linux
+	way way
+
+	mu     sync.Mutex
+	calls  []string
+	failAt int // fail the call with this number, from 1; 0: none
+	inject injection
+	fired  bool
+	onCall func(name string)
+}
+
+// way is how a copy-up can copy.
+type way int
+
+const (
+	byClone  way = iota // reflink, emulated by copying
+	byRange             // copy_file_range
+	byBuffer            // neither
+	byZeros             // neither; and no holes can be found or punched
+	numWays
+)
+
+func (w way) String() string { return [...]string{"clone", "range", "buffer", "zeros"}[w] }
+
+// enter counts a call and gives the error that it must answer, or that it must be short.
+func (k *fakeKernel) enter(name string) (short bool, err error) {
+	if k.onCall != nil {
+		k.onCall(name)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.calls = append(k.calls, name)
+	if k.failAt == 0 || len(k.calls) != k.failAt {
+		return false, nil
+	}
+	k.fired = true
+	return k.inject.err == nil, k.inject.err
+}
+
+// arm fails the n-th call from now on; 0 disarms.
+func (k *fakeKernel) arm(n int, in injection) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.calls, k.failAt, k.inject, k.fired = nil, n, in, false
+}
+
+func (k *fakeKernel) hasFired() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fired
+}
+
+func (k *fakeKernel) count(name string) (n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range k.calls {
+		if c == name {
+			n++
+		}
+	}
+	return n
+}
+
+// target gives the fail function of a fakeTarget whose calls count with the system calls.
+func (k *fakeKernel) target(call string) error {
+	_, err := k.enter(call)
+	return err
+}
+
+func halve(n int, short bool) int {
+	if short {
+		return (n + 1) / 2
+	}
+	return n
+}
+
+func (k *fakeKernel) fstat(fd int, st *unix.Stat_t) error {
+	if _, err := k.enter("fstat"); err != nil {
+		return err
+	}
+	return k.linux.fstat(fd, st)
+}
+
+func (k *fakeKernel) statusFlags(fd int) (int, error) {
+	if _, err := k.enter("fcntl"); err != nil {
+		return 0, err
+	}
+	return k.linux.statusFlags(fd)
+}
+
+func (k *fakeKernel) pread(fd int, p []byte, off int64) (int, error) {
+	short, err := k.enter("pread")
+	if err != nil {
+		return 0, err
+	}
+	return k.linux.pread(fd, p[:halve(len(p), short)], off)
+}
+
+func (k *fakeKernel) pwrite(fd int, p []byte, off int64, flags int) (int, error) {
+	name := "pwrite"
+	if flags != 0 {
+		name = fmt.Sprintf("pwrite flags %d", flags)
+	}
+	short, err := k.enter(name)
+	if err != nil {
+		return 0, err
+	}
+	return k.linux.pwrite(fd, p[:halve(len(p), short)], off, 0)
+}
+
+func (k *fakeKernel) ftruncate(fd int, size int64) error {
+	if _, err := k.enter("ftruncate"); err != nil {
+		return err
+	}
+	return k.linux.ftruncate(fd, size)
+}
+
+func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
+	if _, err := k.enter("fallocate"); err != nil {
+		return err
+	}
+	if k.way == byZeros {
+		return unix.EOPNOTSUPP
+	}
+	return k.linux.fallocate(fd, mode, off, length)
+}
+
+func (k *fakeKernel) lseek(fd int, off int64, whence int) (int64, error) {
+	if _, err := k.enter("lseek"); err != nil {
+		return 0, err
+	}
+	if k.way == byZeros {
+		return 0, unix.EINVAL
+	}
+	return k.linux.lseek(fd, off, whence)
+}
+
+func (k *fakeKernel) cloneRange(dst, src int, length int64) error {
+	if _, err := k.enter("clone"); err != nil {
+		return err
+	}
+	if k.way != byClone {
+		return unix.EOPNOTSUPP
+	}
+	buf := make([]byte, length)
+	if n, err := k.linux.pread(src, buf, 0); err != nil || int64(n) != length {
+		return errors.Join(err, fmt.Errorf("clone read %d of %d bytes", n, length))
+	}
+	_, err := k.linux.pwrite(dst, buf, 0, 0)
+	return err
+}
+
+func (k *fakeKernel) copyFileRange(src int, srcOff int64, dst int, dstOff int64, length int) (int, error) {
+	short, err := k.enter("copy_file_range")
+	switch {
+	case err != nil:
+		return 0, err
+	case k.way == byZeros:
+		return 0, nil // as some file systems do
+	case k.way == byBuffer:
+		return 0, unix.EXDEV
+	}
+	return k.linux.copyFileRange(src, srcOff, dst, dstOff, halve(length, short))
+}
+
+func (k *fakeKernel) fsync(int) error {
+	_, err := k.enter("fsync")
+	return err
+}
+
+func (k *fakeKernel) fdatasync(int) error {
+	_, err := k.enter("fdatasync")
+	return err
+}
