@@ -20,13 +20,13 @@ import (
 // version is set by the linker (-X main.version=); a plain go build says what the module system knows.
 var version = ""
 
-// command is a subcommand: its arguments in, its exit code out.
-type command struct {
+// subcommand is one word after the name: its arguments in, its exit code out.
+type subcommand struct {
 	name, summary string
 	run           func(args []string) int
 }
 
-var commands = []command{
+var subcommands = []subcommand{
 	{"serve", "serve many mounts, driven over a control socket", serveCommand},
 }
 
@@ -41,7 +41,7 @@ func run(argv []string) int {
 		if args[0] == control.ChildCommand {
 			return control.Child(args[1:])
 		}
-		for _, c := range commands {
+		for _, c := range subcommands {
 			if args[0] == c.name {
 				return c.run(args[1:])
 			}
@@ -67,7 +67,7 @@ Mounts an overlay of directories on MOUNTPOINT and returns once it is there.
 
 Commands:
 `) // a terminal that is gone is no concern of ours
-	for _, c := range commands {
+	for _, c := range subcommands {
 		_, _ = fmt.Fprintf(w, "  %-10s         %s\n", c.name, c.summary)
 	}
 	_, _ = fmt.Fprint(w, `

@@ -29,12 +29,15 @@ func testMain(m *testing.M) int {
 		fmt.Println(err)
 		return 0
 	}
-	dir, err := os.MkdirTemp("", "overlayfuse-control")
+	dir, err := os.MkdirTemp("", "ofctl") // short: socket paths lie below
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = errors.Join(os.Chmod(dir, 0o755), os.Setenv("TMPDIR", dir)) // for every test's own directory
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
 	command = filepath.Join(dir, "overlayfuse")
 	if out, err := exec.Command("go", "build", "-o", command, "../../cmd/overlayfuse").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
