@@ -106,7 +106,7 @@ func systems() []string {
 func TestScripts(t *testing.T) {
 	for _, system := range systems() {
 		t.Run(system, func(t *testing.T) {
-			root := filepath.Join(testRoot, system)
+			root := filepath.Join(testRoot, "scripts-"+system)
 			if err := os.Mkdir(root, 0o755); err != nil {
 				t.Fatal(err)
 			}
