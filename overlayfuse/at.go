@@ -1,0 +1,180 @@
+package overlayfuse
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// The system calls on layers. All are relative to a descriptor, none follows a symlink of a layer: directories are
+// entered with openat2 and resolveIn, and the last component is never followed.
+
+// resolveIn keeps a walk inside the directory that it starts from, whatever the layer holds.
+const resolveIn = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+
+// openIn opens name below dir. name is one component, or "." for the directory itself.
+//
+// Errors: ELOOP where name is a symlink and flags lack O_PATH; those of openat2(2).
+func openIn(dir int, name string, flags uint64, mode uint32) (int, error) {
+	how := unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: resolveIn}
+	if flags&(unix.O_CREAT|unix.O_TMPFILE&^unix.O_DIRECTORY) != 0 {
+		how.Mode = uint64(mode)
+	}
+	if flags&unix.O_PATH != 0 {
+		// RESOLVE_NO_SYMLINKS would refuse a symlink as the last component, which O_PATH|O_NOFOLLOW names.
+		how.Resolve = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS
+		if flags&unix.O_DIRECTORY != 0 {
+			how.Resolve |= unix.RESOLVE_NO_SYMLINKS
+		}
+	}
+	for {
+		fd, err := unix.Openat2(dir, name, &how)
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return fd, err
+		}
+	}
+}
+
+// closeFD closes a descriptor of which nothing was written. The error of such a close carries nothing.
+func closeFD(fd int) { _ = unix.Close(fd) }
+
+// procFD is the path of an open descriptor: the way to read xattrs of, or to reopen, what was opened with O_PATH.
+// It is a path of our own process and no part of a layer.
+func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// procAt is the path of name in the directory open as dir. A call on it must not follow a last symlink.
+func procAt(dir int, name string) string { return procFD(dir) + "/" + name }
+
+// reopen opens what fd (O_PATH) names. It must not be a symlink, a socket or a device.
+func reopen(fd, flags int) (*os.File, error) {
+	for {
+		n, err := unix.Open(procFD(fd), flags|unix.O_CLOEXEC, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(n), "overlay"), nil
+	}
+}
+
+// statAt is the status of name in dir, of a symlink itself; with name "" that of dir.
+func statAt(dir int, name string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
+	if name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	err := unix.Fstatat(dir, name, &st, flags)
+	return st, err
+}
+
+// isWhiteout tells the character device 0/0. Compare: fs/overlayfs/util.c:ovl_is_whiteout().
+func isWhiteout(st *unix.Stat_t) bool {
+	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
+}
+
+func isDir(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFDIR }
+func isReg(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFREG }
+
+// xattrMax is the kernel's limit for a value and for a list of names (linux/limits.h: XATTR_SIZE_MAX, XATTR_LIST_MAX).
+const xattrMax = 65536
+
+// getXattr is the value of a path's xattr; path is one of procFD or procAt.
+//
+// Errors: ENODATA where there is none.
+func getXattr(path, attr string) ([]byte, error) {
+	buf := make([]byte, 256)
+	for {
+		n, err := unix.Lgetxattr(path, attr, buf)
+		if err == unix.ERANGE && len(buf) < xattrMax {
+			buf = make([]byte, xattrMax)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return buf[:n], nil
+	}
+}
+
+// getXattrFD is getXattr for an O_PATH descriptor: its link in /proc is followed, to the object itself.
+func getXattrFD(fd int, attr string) ([]byte, error) {
+	buf := make([]byte, 256)
+	for {
+		n, err := unix.Getxattr(procFD(fd), attr, buf)
+		if err == unix.ERANGE && len(buf) < xattrMax {
+			buf = make([]byte, xattrMax)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return buf[:n], nil
+	}
+}
+
+// listXattrFD are the names of an O_PATH descriptor's xattrs; none where the file system has no xattrs.
+func listXattrFD(fd int) ([]string, error) {
+	buf := make([]byte, 1024)
+	for {
+		n, err := unix.Listxattr(procFD(fd), buf)
+		if err == unix.ERANGE && len(buf) < xattrMax {
+			buf = make([]byte, xattrMax)
+			continue
+		}
+		if noXattr(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		return splitNames(buf[:n]), nil
+	}
+}
+
+// splitNames splits the NUL-terminated names of listxattr(2).
+func splitNames(b []byte) []string {
+	var names []string
+	for len(b) > 0 {
+		i := 0
+		for i < len(b) && b[i] != 0 {
+			i++
+		}
+		names = append(names, string(b[:i]))
+		b = b[min(i+1, len(b)):]
+	}
+	return names
+}
+
+// noXattr tells that there is no such xattr, or none at all on this file system.
+func noXattr(err error) bool {
+	return err == unix.ENODATA || err == unix.EOPNOTSUPP
+}
+
+// chmodFD sets the mode of what fd (O_PATH) names.
+func chmodFD(fd int, mode uint32) error {
+	if err := unix.Fchmodat(unix.AT_FDCWD, procFD(fd), mode&07777, 0); err != nil {
+		return fmt.Errorf("chmod: %w", err)
+	}
+	return nil
+}
+
+// chownFD sets the owner of what fd (O_PATH) names; -1 leaves one as it is.
+func chownFD(fd int, uid, gid int) error {
+	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("chown: %w", err)
+	}
+	return nil
+}
+
+// timesFD sets the times of what fd (O_PATH) names.
+func timesFD(fd int, atime, mtime unix.Timespec) error {
+	if err := unix.UtimesNanoAt(fd, "", []unix.Timespec{atime, mtime}, unix.AT_EMPTY_PATH); err != nil {
+		return fmt.Errorf("set times: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,519 @@
+package overlayfuse
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Copy-up of an object: a directory, a special file or the attributes of a regular one. Its data is package copyup's
+// business, through target in file.go. Every object is made complete in work/work and then gets its name.
+// Compare: fs/overlayfs/copy_up.c:ovl_copy_up_one().
+
+// tempNames are the names in work/work. openLayers emptied it, so a counter is enough.
+type tempNames struct{ n atomic.Uint64 }
+
+func (t *tempNames) next() string { return fmt.Sprintf("#%x", t.n.Add(1)) }
+
+// lockAll reserves inodes in the one order that there is: files before directories, then by nodeid. Nil and equal ones
+// are taken once. The result gives them back.
+func lockAll(ins ...*inode) (unlock func()) {
+	slices.SortFunc(ins, func(a, b *inode) int {
+		switch {
+		case a == b:
+			return 0
+		case a == nil:
+			return -1
+		case b == nil:
+			return 1
+		case a.isDir() != b.isDir():
+			if b.isDir() {
+				return -1
+			}
+			return 1
+		case a.id < b.id:
+			return -1
+		}
+		return 1
+	})
+	ins = slices.Compact(ins)
+	for _, in := range ins {
+		if in != nil {
+			in.copy.Lock()
+		}
+	}
+	return func() {
+		for _, in := range ins {
+			if in != nil {
+				in.copy.Unlock()
+			}
+		}
+	}
+}
+
+// copyUp gives in an upper object, without data for a regular file. The directories above it come first.
+//
+// Errors: EROFS; EPERM for an immutable or append-only lower object; those of the file systems. The lower stays what is shown.
+// Locks: takes reservations of in and of directories, one after the other.
+// Crash: a directory above may be in the upper already, which nobody can see; the object has its name and all attributes, or no name.
+func (fs *FS) copyUp(in *inode) error {
+	if fs.readOnly() {
+		return unix.EROFS
+	}
+	for !in.upper().exists {
+		a, named := in.firstAlias()
+		if named {
+			if err := fs.copyUp(a.parent); err != nil {
+				return err
+			}
+		}
+		done, err := fs.copyUpOnce(in, a, named)
+		if done || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyUpOnce does nothing if the inode lost the name meanwhile.
+func (fs *FS) copyUpOnce(in *inode, a alias, named bool) (done bool, err error) {
+	defer lockAll(in, a.parent)()
+	if in.upper().exists {
+		return true, nil
+	}
+	if named {
+		if _, ok := in.findAlias(a.parent, a.name); !ok {
+			return false, nil
+		}
+	} else if _, ok := in.firstAlias(); ok {
+		return false, nil
+	}
+	return true, fs.copyUpLocked(in, a)
+}
+
+// copyUpLocked is copyUp with in and the parent reserved and the parent in the upper. With no parent the object is one
+// without a name (unlinked while open).
+func (fs *FS) copyUpLocked(in *inode, a alias) error {
+	if in.lower == nil {
+		return fmt.Errorf("inode %d has no lower: %w", in.ino, unix.EIO)
+	}
+	if err := fs.mayCopyUp(in); err != nil {
+		return err
+	}
+	if in.isDir() {
+		return fs.copyUpDir(in, a)
+	}
+	t, err := fs.makeCopy(in)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	meta := in.typ == unix.S_IFREG
+	if err := fs.dress(t.fd, in, meta); err != nil {
+		return err
+	}
+	if meta {
+		fs.copies.AvoidedMetadata.Add(1)
+	}
+	return fs.install(in, a, t, meta)
+}
+
+// mayCopyUp refuses an object that its layer protects against every change.
+func (fs *FS) mayCopyUp(in *inode) error {
+	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
+	if err != nil {
+		return err
+	}
+	defer p.release()
+	var sx unix.Statx_t
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if p.name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	if err := unix.Statx(p.dir.fd, p.name, flags, unix.STATX_TYPE, &sx); err != nil {
+		return fmt.Errorf("statx %s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	if sx.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0 {
+		return unix.EPERM
+	}
+	return nil
+}
+
+// temp is an object of work/work that has no name in the overlay yet.
+type temp struct {
+	fs   *FS
+	fd   int    // O_PATH, or of an unnamed file the file itself
+	name string // in work/work; "" for an unnamed file (O_TMPFILE)
+	keep bool   // fd belongs to somebody else
+}
+
+// close removes what was not installed.
+func (t *temp) close() {
+	if t.name != "" {
+		// Whatever stays is removed when the workdir is opened the next time.
+		if err := unix.Unlinkat(t.fs.layers.temp.fd, t.name, 0); err == unix.EISDIR {
+			_ = unix.Unlinkat(t.fs.layers.temp.fd, t.name, unix.AT_REMOVEDIR)
+		}
+	}
+	if !t.keep {
+		closeFD(t.fd)
+	}
+}
+
+// makeTemp makes an empty object: an unnamed regular file, or mode's type under a temporary name.
+func (fs *FS) makeTemp(mode uint32, dev uint32, link string) (*temp, error) {
+	work := fs.layers.temp.fd
+	if isReg(mode) {
+		fd, err := fs.tmpfile()
+		if err != nil {
+			return nil, err
+		}
+		return &temp{fs: fs, fd: fd}, nil
+	}
+	name := fs.temps.next()
+	var err error
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		err = unix.Mkdirat(work, name, mode&07777)
+	case unix.S_IFLNK:
+		err = unix.Symlinkat(link, work, name)
+	default:
+		err = unix.Mknodat(work, name, mode&^07777|0o600, int(kernelDevice(dev)))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make object in %s: %w", fs.layers.temp.path, err)
+	}
+	fd, err := openIn(work, name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open new object in %s: %w", fs.layers.temp.path, err)
+	}
+	return &temp{fs: fs, fd: fd, name: name}, nil
+}
+
+// tmpfile is a regular file without a name, open for reading and writing.
+func (fs *FS) tmpfile() (int, error) {
+	fd, err := openIn(fs.layers.temp.fd, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+	if err != nil {
+		return -1, fmt.Errorf("make file in %s: %w", fs.layers.temp.path, err)
+	}
+	return fd, nil
+}
+
+// makeCopy makes an object of in's type; a regular file as a hole of the lower's size.
+func (fs *FS) makeCopy(in *inode) (*temp, error) {
+	link := ""
+	if in.typ == unix.S_IFLNK {
+		var err error
+		if link, err = fs.readlink(in); err != nil {
+			return nil, err
+		}
+	}
+	st := &in.lower.st
+	t, err := fs.makeTemp(st.Mode, deviceNumber(st.Rdev), link)
+	if err != nil {
+		return nil, err
+	}
+	if in.typ == unix.S_IFREG {
+		if err := unix.Ftruncate(t.fd, st.Size); err != nil {
+			t.close()
+			return nil, fmt.Errorf("size %d of the upper file: %w", st.Size, err)
+		}
+	}
+	return t, nil
+}
+
+// dress gives fd what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
+// overlay's own marks, and the times last.
+func (fs *FS) dress(fd int, in *inode, metacopy bool) error {
+	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
+	if err != nil {
+		return err
+	}
+	defer p.release()
+	src, err := p.open()
+	if err != nil {
+		return fmt.Errorf("open %s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	defer closeFD(src)
+	st, err := statAt(src, "")
+	if err != nil {
+		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if in.typ != unix.S_IFLNK {
+		if err := chmodFD(fd, st.Mode); err != nil {
+			return err
+		}
+	}
+	if err := fs.copyXattrs(src, fd); err != nil {
+		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	if err := fs.markCopy(fd, in, metacopy); err != nil {
+		return err
+	}
+	return timesFD(fd, st.Atim, st.Mtim)
+}
+
+const capabilityXattr = "security.capability"
+
+// copyXattrs copies all xattrs but the overlay's own, which speak of the object's place in the layers.
+//
+// Errors: one that the upper's file system does not know (EOPNOTSUPP) is left out unless permissions hang on it; every other fails.
+// Compare: fs/overlayfs/copy_up.c:ovl_copy_xattr(), ovl_must_copy_xattr().
+func (fs *FS) copyXattrs(src, dst int) error {
+	names, err := listXattrFD(src)
+	if err != nil {
+		return fmt.Errorf("list xattrs: %w", err)
+	}
+	if i := slices.Index(names, capabilityXattr); i >= 0 {
+		names = append(slices.Delete(names, i, i+1), capabilityXattr)
+	}
+	for _, n := range names {
+		if fs.ownXattr(n) {
+			continue
+		}
+		v, err := getXattrFD(src, n)
+		if noXattr(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read xattr %s: %w", n, err)
+		}
+		err = unix.Setxattr(procFD(dst), n, v, 0)
+		if err == unix.EOPNOTSUPP && !mustCopy(n) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("copy xattr %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func mustCopy(name string) bool {
+	return strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "system.posix_acl_")
+}
+
+// markCopy writes the overlay's marks on a copy: where it comes from, and for one without data where that is.
+func (fs *FS) markCopy(fd int, in *inode, metacopy bool) error {
+	mark, err := fs.markOf(in.lower)
+	if err != nil {
+		return err
+	}
+	if mark != nil && fs.canMark(in) {
+		if err := fs.setMark(fd, "origin", mark); err != nil {
+			return err
+		}
+	}
+	if metacopy {
+		// Always absolute: it holds wherever the file is moved or linked to.
+		if err := fs.setMark(fd, "redirect", []byte("/"+in.lower.path)); err != nil {
+			return err
+		}
+		return fs.setMark(fd, "metacopy", nil)
+	}
+	return nil
+}
+
+// canMark tells whether the object can carry the overlay's marks: user.* xattrs are for files and directories only (xattr(7)).
+func (fs *FS) canMark(in *inode) bool {
+	return fs.layers.namespace != NamespaceUser || in.isDir() || in.typ == unix.S_IFREG
+}
+
+func (fs *FS) setMark(fd int, mark string, v []byte) error {
+	if err := unix.Setxattr(procFD(fd), fs.prefix+mark, v, 0); err != nil {
+		return fmt.Errorf("set %s%s: %w", fs.prefix, mark, err)
+	}
+	return nil
+}
+
+func (fs *FS) removeMark(fd int, mark string) error {
+	if err := unix.Removexattr(procFD(fd), fs.prefix+mark); err != nil && !noXattr(err) {
+		return fmt.Errorf("remove %s%s: %w", fs.prefix, mark, err)
+	}
+	return nil
+}
+
+// copyUpDir makes the upper directory.
+func (fs *FS) copyUpDir(in *inode, a alias) error {
+	if a.parent == nil {
+		return unix.ENOENT
+	}
+	t, err := fs.makeTemp(in.lower.st.Mode, 0, "")
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	if err := fs.dress(t.fd, in, false); err != nil {
+		return err
+	}
+	return fs.install(in, a, t, false)
+}
+
+// install makes a dressed object the upper of in: under its name, and in the index if the lower file has more names.
+//
+// Preconditions: in and the parent are reserved, the parent is in the upper; nothing has the name there.
+func (fs *FS) install(in *inode, a alias, t *temp, metacopy bool) error {
+	st, err := statAt(t.fd, "")
+	if err != nil {
+		return fmt.Errorf("stat new upper object: %w", err)
+	}
+	u := upperObj{exists: true, key: keyOf(&st), metacopy: metacopy, limit: st.Size}
+	link, err := fs.enterIndex(in, a, t, u.key)
+	if err != nil {
+		return err
+	}
+	if a.parent == nil {
+		return fs.installUnnamed(in, t, u)
+	}
+	d, err := fs.upperDir(a.parent)
+	if err != nil {
+		return err
+	}
+	defer d.release()
+	err = fs.keepTimes(d, func() error {
+		if !in.isDir() {
+			if err := fs.markImpure(a.parent, d); err != nil {
+				return err
+			}
+		}
+		return fs.giveName(t, d.fd, a.name)
+	})
+	if err != nil {
+		if link.index != "" {
+			err = errors.Join(err, fs.index.remove(link.index))
+		}
+		return fmt.Errorf("name %q in the upper: %w", a.name, err)
+	}
+	fs.tab.link(in, alias{parent: a.parent, name: a.name, upper: true})
+	in.mu.Lock()
+	in.up, in.link = u, link
+	in.mu.Unlock()
+	return nil
+}
+
+// installUnnamed keeps the copy of an object that has no name left.
+func (fs *FS) installUnnamed(in *inode, t *temp, u upperObj) error {
+	fd, err := unix.FcntlInt(uintptr(t.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep unnamed upper object: %w", err)
+	}
+	pin := &dirFD{fd: fd}
+	pin.refs.Store(1)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.up, in.pin = u, pin
+	return nil
+}
+
+// giveName moves or links a finished object to a name that must be free.
+func (fs *FS) giveName(t *temp, dir int, name string) error {
+	work := fs.layers.temp.fd
+	if t.name == "" {
+		return unix.Linkat(unix.AT_FDCWD, procFD(t.fd), dir, name, unix.AT_SYMLINK_FOLLOW)
+	}
+	err := unix.Renameat2(work, t.name, dir, name, unix.RENAME_NOREPLACE)
+	if err == nil {
+		t.name = ""
+	}
+	return err
+}
+
+// enterIndex gives the upper of a lower file with several names its entry in the index.
+func (fs *FS) enterIndex(in *inode, a alias, t *temp, key objKey) (linkCount, error) {
+	if in.isDir() || in.lower.st.Nlink < 2 || a.parent == nil {
+		return linkCount{}, nil
+	}
+	mark, err := fs.markOf(in.lower)
+	if mark == nil || err != nil {
+		return linkCount{}, err
+	}
+	n := int(in.lower.st.Nlink)
+	link := linkCount{index: indexName(mark), names: n, lower: n}
+	if fs.canMark(in) {
+		if err := fs.setMark(t.fd, "nlink", formatNlink(link)); err != nil {
+			return linkCount{}, err
+		}
+	}
+	if t.name == "" {
+		err = unix.Linkat(unix.AT_FDCWD, procFD(t.fd), fs.index.dir.fd, link.index, unix.AT_SYMLINK_FOLLOW)
+	} else {
+		err = unix.Linkat(fs.layers.temp.fd, t.name, fs.index.dir.fd, link.index, 0)
+	}
+	if err != nil {
+		return linkCount{}, fmt.Errorf("enter %s in index: %w", link.index, err)
+	}
+	fs.index.add(link.index, key)
+	return link, nil
+}
+
+// keepTimes runs fn, which changes entries of the upper directory d, and gives d its times back: a copy-up is no change that anybody sees.
+func (fs *FS) keepTimes(d *dirFD, fn func() error) error {
+	st, err := statAt(d.fd, "")
+	if err != nil {
+		return fmt.Errorf("stat parent: %w", err)
+	}
+	if err := fn(); err != nil {
+		return err
+	}
+	return timesFD(d.fd, st.Atim, st.Mtim)
+}
+
+// markImpure notes on a directory of the upper that it holds copied-up objects, whose inode numbers are not those of the
+// directory's own entries.
+func (fs *FS) markImpure(p *inode, d *dirFD) error {
+	if p.impure.Load() {
+		return nil
+	}
+	if err := fs.setMark(d.fd, "impure", []byte("y")); err != nil {
+		return err
+	}
+	p.impure.Store(true)
+	return nil
+}
+
+// linkUp gives a name that only a lower layer has its link to the upper, which another name of the file or its index entry has made.
+//
+// Preconditions: in has an upper; in and a.parent are reserved and the parent is in the upper.
+func (fs *FS) linkUp(in *inode, a alias) error {
+	if a.upper {
+		return nil
+	}
+	d, err := fs.upperDir(a.parent)
+	if err != nil {
+		return err
+	}
+	defer d.release()
+	fd, err := fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	err = fs.keepTimes(d, func() error {
+		if err := fs.markImpure(a.parent, d); err != nil {
+			return err
+		}
+		return unix.Linkat(unix.AT_FDCWD, procFD(fd), d.fd, a.name, unix.AT_SYMLINK_FOLLOW)
+	})
+	if err != nil {
+		return fmt.Errorf("link %q in the upper: %w", a.name, err)
+	}
+	fs.tab.link(in, alias{parent: a.parent, name: a.name, upper: true})
+	return nil
+}
+
+// openReal opens what the O_PATH descriptor names as a file of its own.
+func openReal(fd, flags int) (*os.File, error) {
+	f, err := reopen(fd, flags)
+	if err != nil {
+		return nil, fmt.Errorf("open upper file: %w", err)
+	}
+	return f, nil
+}

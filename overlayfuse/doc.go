@@ -1,0 +1,2 @@
+// Package overlayfuse is an overlay file system on FUSE.
+package overlayfuse

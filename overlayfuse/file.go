@@ -1,0 +1,315 @@
+package overlayfuse
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
+)
+
+// Open opens a regular file. It copies nothing, whatever the flags: the first write does.
+func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n, s := fs.node(in.NodeId)
+	if !s.Ok() {
+		return s
+	}
+	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	fh, drop, err := fs.open(n, write)
+	if err != nil {
+		return fs.fail("open", n, err)
+	}
+	out.Fh, out.OpenFlags = fh, openFlags(write, drop)
+	return fuse.OK
+}
+
+func (fs *FS) open(in *inode, write bool) (fh uint64, dropCache bool, err error) {
+	if in.typ != unix.S_IFREG {
+		return 0, false, fmt.Errorf("open of a %s: %w", fileType(in.typ), unix.EINVAL)
+	}
+	if write {
+		if err := fs.mayWrite(in); err != nil {
+			return 0, false, err
+		}
+	}
+	f := fs.data(in)
+	if err := f.Open(write); err != nil {
+		return 0, false, err
+	}
+	return fs.handles.add(&handle{in: in, data: f, write: write}), !write && fs.atimeDue(in), nil
+}
+
+// mayWrite refuses what is found out only by opening the real file for writing.
+func (fs *FS) mayWrite(in *inode) error {
+	if fs.readOnly() {
+		return unix.EROFS
+	}
+	if !in.upper().exists {
+		return fs.mayCopyUp(in)
+	}
+	fd, err := fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	var sx unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &sx); err != nil {
+		return fmt.Errorf("statx upper: %w", err)
+	}
+	if sx.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 {
+		return unix.EPERM
+	}
+	return nil
+}
+
+// daySeconds is how old an access time may get under relatime (mount(8)).
+const daySeconds = 24 * 60 * 60
+
+// atimeDue tells that the next read must reach the upper file, for its file system to set the access time.
+// Compare: fs/inode.c:relatime_need_update().
+func (fs *FS) atimeDue(in *inode) bool {
+	if !in.upper().exists || fs.cfg.Atime == AtimeNone || fs.readOnly() {
+		return false
+	}
+	if fs.cfg.Atime == AtimeStrict {
+		return true
+	}
+	st, err := fs.stat(in)
+	if err != nil {
+		return false
+	}
+	after := func(a, b unix.Timespec) bool { return a.Sec > b.Sec || a.Sec == b.Sec && a.Nsec > b.Nsec }
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_REALTIME, &now); err != nil {
+		return false
+	}
+	return !after(st.Atim, st.Mtim) || !after(st.Atim, st.Ctim) || now.Sec-st.Atim.Sec >= daySeconds
+}
+
+// Read fills buf.
+func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h, s := fs.handles.get(in.Fh)
+	if !s.Ok() {
+		return nil, s
+	}
+	n, err := h.data.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	if err != nil && n == 0 {
+		return nil, fs.fail("read", h.in, err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write is write(2), or the kernel's writeback of a mapped page.
+func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h, s := fs.handles.get(in.Fh)
+	if !s.Ok() {
+		return 0, s
+	}
+	n, err := h.data.WriteAt(data, int64(in.Offset), syncMode(in))
+	if n == 0 && err != nil {
+		return 0, fs.fail("write", h.in, err)
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if err := fs.killSetID(h.in); err != nil {
+			return 0, fs.fail("write", h.in, err)
+		}
+	}
+	return uint32(n), fuse.OK
+}
+
+func syncMode(in *fuse.WriteIn) copyup.SyncMode {
+	switch {
+	case in.WriteFlags&fuse.WRITE_CACHE != 0:
+		return copyup.SyncNone
+	case in.Flags&unix.O_SYNC == unix.O_SYNC:
+		return copyup.SyncAll
+	case in.Flags&unix.O_DSYNC != 0:
+		return copyup.SyncData
+	}
+	return copyup.SyncNone
+}
+
+// killSetID takes set-id bits away from a file of the upper.
+func (fs *FS) killSetID(in *inode) error {
+	fd, err := fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return killSetID(fd)
+}
+
+// truncate sets the size of a regular file.
+func (fs *FS) truncate(in *inode, size int64) error {
+	if in.typ != unix.S_IFREG {
+		return unix.EINVAL
+	}
+	return fs.data(in).Truncate(size)
+}
+
+// Release closes a file.
+func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	h := fs.handles.remove(in.Fh)
+	if h == nil {
+		return
+	}
+	if err := h.data.Close(h.write); err != nil {
+		fs.log.WithError(err).WithField("ino", h.in.ino).Error("overlay: close")
+	}
+}
+
+// Flush has nothing to do: writes have reached the upper when they return. The kernel writes dirty mapped pages back
+// before it asks, and after this answer it asks no more.
+func (fs *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// Fsync makes a file's data durable.
+func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h, s := fs.handles.get(in.Fh)
+	if !s.Ok() {
+		return s
+	}
+	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	if err := h.data.Sync(in.FsyncFlags&dataOnly != 0); err != nil {
+		return fs.fail("fsync", h.in, err)
+	}
+	return fs.fail("fsync", h.in, fs.syncMetacopy(h.in))
+}
+
+// syncMetacopy makes the attributes of an upper without data durable.
+func (fs *FS) syncMetacopy(in *inode) error {
+	u := in.upper()
+	if !u.exists || !u.metacopy || fs.cfg.Volatile {
+		return nil
+	}
+	fd, err := fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	f, err := openReal(fd, unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // read-only
+	return f.Sync()
+}
+
+// Fallocate is fallocate(2) in every mode that the upper's file system has.
+func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	h, s := fs.handles.get(in.Fh)
+	if !s.Ok() {
+		return s
+	}
+	if err := h.data.Allocate(in.Mode, int64(in.Offset), int64(in.Length)); err != nil {
+		return fs.fail("fallocate", h.in, err)
+	}
+	if in.Uid != 0 { // root keeps set-id bits, as with CAP_FSETID; the request does not tell capabilities
+		return fs.fail("fallocate", h.in, fs.killSetID(h.in))
+	}
+	return fuse.OK
+}
+
+// Lseek is SEEK_DATA and SEEK_HOLE.
+func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h, s := fs.handles.get(in.Fh)
+	if !s.Ok() {
+		return s
+	}
+	if h.data == nil {
+		return fuse.EINVAL
+	}
+	off, err := h.data.Seek(int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return fs.fail("lseek", h.in, err)
+}
+
+// CopyFileRange copies inside the server, on the real files.
+func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	src, s := fs.handles.get(in.FhIn)
+	if !s.Ok() {
+		return 0, s
+	}
+	dst, s := fs.handles.get(in.FhOut)
+	if !s.Ok() {
+		return 0, s
+	}
+	const most = 1 << 30 // the answer has 32 bits
+	n, err := src.data.CopyRange(dst.data, int64(in.OffIn), int64(in.OffOut), int64(min(in.Len, most)))
+	if n == 0 && err != nil {
+		return 0, fs.fail("copy_file_range", dst.in, err)
+	}
+	return uint32(n), fuse.OK
+}
+
+// Source: linux/fs.h, FS_IOC_GETFLAGS and its siblings as FUSE passes them on.
+const (
+	ioctlGetFlags = 0x80086601
+	ioctlSetFlags = 0x40086602
+	ioctlGetXattr = 0x801c581f
+	ioctlSetXattr = 0x401c5820
+)
+
+// Ioctl passes inode flags on to the upper's file system. Setting them copies up.
+func (fs *FS) Ioctl(_ <-chan struct{}, in *fuse.IoctlIn, inbuf []byte, out *fuse.IoctlOut, outbuf []byte) fuse.Status {
+	n, s := fs.node(in.NodeId)
+	if !s.Ok() {
+		return s
+	}
+	switch in.Cmd {
+	case ioctlGetFlags, ioctlGetXattr:
+		return fs.fail("ioctl", n, fs.getFlags(n, in.Cmd, outbuf))
+	case ioctlSetFlags, ioctlSetXattr:
+		return fs.fail("ioctl", n, fs.setFlags(n, in.Cmd, inbuf))
+	}
+	return fuse.Status(unix.ENOTTY)
+}
+
+func (fs *FS) getFlags(in *inode, cmd uint32, buf []byte) error {
+	fd, _, err := fs.openPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return ioctlOn(fd, cmd, buf)
+}
+
+func (fs *FS) setFlags(in *inode, cmd uint32, buf []byte) error {
+	if fs.readOnly() {
+		return unix.EROFS
+	}
+	if in.typ == unix.S_IFREG {
+		// An immutable file could not be completed later.
+		if err := fs.data(in).Fault(context.Background()); err != nil {
+			return err
+		}
+	}
+	if err := fs.copyUp(in); err != nil {
+		return err
+	}
+	fd, err := fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return ioctlOn(fd, cmd, buf)
+}
+
+func ioctlOn(fd int, cmd uint32, buf []byte) error {
+	f, err := reopen(fd, os.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // read-only
+	arg := make([]byte, max(len(buf), 64))
+	copy(arg, buf)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(cmd), uintptr(unsafe.Pointer(&arg[0])))
+	if errno != 0 {
+		return errno
+	}
+	copy(buf, arg)
+	return nil
+}

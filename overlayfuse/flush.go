@@ -1,0 +1,235 @@
+package overlayfuse
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// syncers is how many files a flush syncs at once: journal commits of several files then share one wait.
+const syncers = 8
+
+// FlushStats is what a flush did.
+type FlushStats struct {
+	Completed int // metacopy files that got their data
+	Linked    int // names of hard links that got an upper link
+	Synced    int // files and directories made durable
+}
+
+// FlushUpper makes the upper complete and durable, fit to be a lower layer for anybody: files without data get it, every name of a
+// copied-up hard link gets its own link, and all is synced. What the kernel still holds of the mount is not its business:
+// who mounted it calls syncfs(2) first.
+//
+// Errors: the first one; the mount goes on as before, and a later FlushUpper goes on where this one ended.
+func (fs *FS) FlushUpper(ctx context.Context) (FlushStats, error) {
+	f := &flusher{fs: fs, ctx: ctx}
+	if fs.readOnly() {
+		return f.stats, nil
+	}
+	if err := f.walk(fs.root, f.complete); err != nil {
+		return f.stats, err
+	}
+	if err := f.linkNames(); err != nil {
+		return f.stats, err
+	}
+	if fs.cfg.Volatile {
+		return f.stats, nil
+	}
+	return f.stats, f.sync()
+}
+
+type flusher struct {
+	fs    *FS
+	ctx   context.Context
+	stats FlushStats
+}
+
+// walk visits every object of the mount whose directory visit lets it into. The inodes live while they are visited.
+func (f *flusher) walk(dir *inode, visit func(in *inode, p *inode, name string) (into bool, err error)) error {
+	es, err := f.fs.list(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if err := f.ctx.Err(); err != nil {
+			return fmt.Errorf("flush: %w (%w)", err, unix.EINTR)
+		}
+		if err := f.visit(dir, e.name, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *flusher) visit(dir *inode, name string, visit func(in *inode, p *inode, name string) (bool, error)) error {
+	in, err := f.fs.lookup(dir, name)
+	if err != nil {
+		return fmt.Errorf("flush %q: %w", name, err)
+	}
+	if in == nil {
+		return nil
+	}
+	defer f.fs.tab.forget(in, 1)
+	into, err := visit(in, dir, name)
+	if err != nil {
+		return fmt.Errorf("flush %q: %w", name, err)
+	}
+	if into && in.isDir() {
+		return f.walk(in, visit)
+	}
+	return nil
+}
+
+// complete copies the data of a metacopy file. What the upper does not have needs no completion.
+func (f *flusher) complete(in, _ *inode, _ string) (bool, error) {
+	u := in.upper()
+	if !u.exists {
+		return false, nil
+	}
+	if u.metacopy {
+		if err := f.fs.data(in).Fault(f.ctx); err != nil {
+			return false, err
+		}
+		f.stats.Completed++
+	}
+	return true, nil
+}
+
+// linkNames gives every name of an indexed file its link in the upper. Then the index says nothing more, and is emptied.
+func (f *flusher) linkNames() error {
+	if f.fs.index.empty() {
+		return nil
+	}
+	if err := f.walk(f.fs.root, f.linkName); err != nil {
+		return err
+	}
+	return f.emptyIndex()
+}
+
+func (f *flusher) linkName(in, p *inode, name string) (bool, error) {
+	in.mu.RLock()
+	indexed := in.link.index != ""
+	in.mu.RUnlock()
+	if !indexed {
+		return true, nil
+	}
+	if err := f.fs.copyUp(p); err != nil {
+		return false, err
+	}
+	defer lockAll(in, p)()
+	a, ok := in.findAlias(p, name)
+	if !ok || a.upper {
+		return false, nil
+	}
+	f.stats.Linked++
+	return false, f.fs.linkUp(in, a)
+}
+
+// emptyIndex takes the entries out whose every name the upper has.
+func (f *flusher) emptyIndex() error {
+	for _, in := range f.fs.tab.all() {
+		in.mu.Lock()
+		for _, a := range in.aliases {
+			if a.upper && in.link.index != "" {
+				in.link = linkCount{}
+			}
+		}
+		in.mu.Unlock()
+	}
+	for _, name := range f.fs.index.names() {
+		p := procAt(f.fs.index.dir.fd, name)
+		if err := unix.Lremovexattr(p, f.fs.prefix+"nlink"); err != nil && !noXattr(err) {
+			return fmt.Errorf("index entry %s: %w", name, err)
+		}
+		if err := f.fs.index.remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sync makes every object of the upper durable: files first, then the directories that name them.
+func (f *flusher) sync() error {
+	g, ctx := errgroup.WithContext(f.ctx)
+	g.SetLimit(syncers)
+	d, err := f.fs.upperDir(f.fs.root)
+	if err != nil {
+		return err
+	}
+	defer d.release()
+	err = f.syncTree(ctx, g, d.fd)
+	if werr := g.Wait(); werr != nil {
+		return werr
+	}
+	if err != nil {
+		return err
+	}
+	return f.syncDirs(d.fd)
+}
+
+func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) error {
+	es, err := readDirents(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("flush: %w (%w)", err, unix.EINTR)
+		}
+		switch e.mode {
+		case unix.S_IFDIR:
+			if err := f.inDir(dir, e.name, func(fd int) error { return f.syncTree(ctx, g, fd) }); err != nil {
+				return err
+			}
+		case unix.S_IFREG:
+			fd, err := openIn(dir, e.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				return fmt.Errorf("open upper %q: %w", e.name, err)
+			}
+			f.stats.Synced++
+			g.Go(func() error { return syncClose(fd, e.name) })
+		default: // no data of its own
+		}
+	}
+	return nil
+}
+
+// syncDirs syncs directories from below.
+func (f *flusher) syncDirs(dir int) error {
+	es, err := readDirents(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range es {
+		if isDir(e.mode) {
+			if err := f.inDir(dir, e.name, f.syncDirs); err != nil {
+				return err
+			}
+		}
+	}
+	fd, err := openIn(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return fmt.Errorf("open upper directory: %w", err)
+	}
+	f.stats.Synced++
+	return syncClose(fd, ".")
+}
+
+func (f *flusher) inDir(dir int, name string, fn func(fd int) error) error {
+	fd, err := openIn(dir, name, oPathDir, 0)
+	if err != nil {
+		return fmt.Errorf("open upper directory %q: %w", name, err)
+	}
+	defer closeFD(fd)
+	return fn(fd)
+}
+
+func syncClose(fd int, name string) error {
+	defer closeFD(fd)
+	if err := unix.Fsync(fd); err != nil {
+		return fmt.Errorf("sync %q: %w", name, err)
+	}
+	return nil
+}

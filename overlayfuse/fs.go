@@ -1,0 +1,210 @@
+package overlayfuse
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
+)
+
+// nameMax is the length of a name in bytes (NAME_MAX of limits.h).
+const nameMax = 255
+
+// cacheTime is how long the kernel may believe an attribute or a name: we are the only writer, and what a request
+// changes the kernel invalidates itself.
+const cacheTime = 24 * time.Hour
+
+// maxWrite is the largest READ and WRITE. With splice off no pipe limits it.
+const maxWrite = 1 << 20
+
+// FS is one overlay. It implements go-fuse's RawFileSystem; a Session serves it.
+type FS struct {
+	fuse.RawFileSystem
+
+	cfg    Config
+	layers *layers
+	prefix string // of the overlay's xattrs: "trusted.overlay." or "user.overlay."
+	chain  *chain
+	origin *origins
+	index  *index // nil without an upper
+	dirs   *dirCache
+	inos   *inoMap
+	tab    *table
+	root   *inode
+	log    *logrus.Entry
+	copies copyup.Stats
+
+	// ns is held for reading while the path of an upper directory is turned into a descriptor, for writing while a directory is renamed.
+	ns sync.RWMutex
+
+	handles handleTable
+	temps   tempNames
+}
+
+var _ fuse.RawFileSystem = (*FS)(nil)
+
+// New opens the layers of cfg and checks them. Nothing is mounted; see Mount.
+//
+// Errors: of the configuration and the layers, each with the path at fault.
+func New(cfg Config) (*FS, error) {
+	l, err := openLayers(cfg)
+	if err != nil {
+		return nil, err
+	}
+	fs := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		cfg:           cfg,
+		layers:        l,
+		prefix:        l.namespace.Prefix(),
+		dirs:          newDirCache(),
+		inos:          newInoMap(),
+		tab:           newTable(),
+		log:           cfg.Log,
+	}
+	if fs.log == nil {
+		fs.log = logrus.NewEntry(logrus.StandardLogger())
+	}
+	fs.handles.byID = map[uint64]*handle{}
+	fs.chain = &chain{roots: l.lower, prefix: fs.prefix, dirs: fs.dirs}
+	if err := fs.openRoot(); err != nil {
+		_ = fs.Close() // the cause is the error that is returned
+		return nil, err
+	}
+	return fs, nil
+}
+
+func (fs *FS) openRoot() error {
+	var err error
+	if fs.origin, err = openOrigins(fs.chain); err != nil {
+		return err
+	}
+	lower, err := fs.chain.root()
+	if err != nil {
+		return err
+	}
+	root := &inode{fs: fs, id: fuse.FUSE_ROOT_ID, typ: unix.S_IFDIR, lower: lower, root: true, nlookup: 1, hashed: true}
+	if fs.layers.hasUpper() {
+		st, err := statAt(fs.layers.upper.fd, "")
+		if err != nil {
+			return fmt.Errorf("upper %s: %w", fs.layers.upper.path, err)
+		}
+		fs.inos.number(keyOf(&st)) // the upper's file system comes first
+		root.up = upperObj{exists: true, key: keyOf(&st)}
+		d := &dirFD{fd: fs.layers.index.fd}
+		d.refs.Store(1)
+		if fs.index, err = openIndex(fs.layers.index, d); err != nil {
+			return err
+		}
+	}
+	root.key = keyOf(&lower.st)
+	root.ino = fs.inos.number(root.key)
+	fs.tab.byID[root.id] = root
+	fs.tab.byKey[root.key] = root
+	fs.tab.last = root.id
+	fs.root = root
+	return nil
+}
+
+// Close gives up every descriptor. No request may be running.
+func (fs *FS) Close() error {
+	for _, in := range fs.tab.all() {
+		fs.dropFile(in)
+		in.mu.Lock()
+		pin := in.pin
+		in.pin = nil
+		in.mu.Unlock()
+		if pin != nil {
+			pin.release()
+		}
+	}
+	fs.dirs.close()
+	if fs.origin != nil {
+		fs.origin.close()
+	}
+	return fs.layers.close()
+}
+
+func (fs *FS) String() string { return "overlayfuse" }
+
+// readOnly tells that nothing may change.
+func (fs *FS) readOnly() bool { return fs.cfg.ReadOnly || !fs.layers.hasUpper() }
+
+// mountOptions are the options for go-fuse that the file system needs.
+func (fs *FS) mountOptions() *fuse.MountOptions {
+	caps := uint64(fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_IOCTL_DIR |
+		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR)
+	return &fuse.MountOptions{
+		AllowOther:               true,
+		EnableAcl:                !fs.cfg.NoACL,
+		ExplicitDataCacheControl: true,
+		MaxWrite:                 maxWrite,
+		MaxReadAhead:             maxWrite,
+		DisableSplice:            true,
+		MaxBackground:            64,
+		ExtraCapabilities:        caps,
+		DisabledCapabilities:     fuse.CAP_AUTO_INVAL_DATA | fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
+	}
+}
+
+// fail turns an error into the request's answer. One without an errno is EIO and is logged, as is every EIO.
+func (fs *FS) fail(op string, in *inode, err error) fuse.Status {
+	if err == nil {
+		return fuse.OK
+	}
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		errno = unix.EIO
+	}
+	switch errno {
+	case unix.EIO, unix.EUCLEAN, unix.ESTALE, unix.EBADF:
+		l := fs.log.WithField("op", op)
+		if in != nil {
+			l = l.WithField("ino", in.ino)
+		}
+		l.WithError(err).Error("overlay: request failed")
+	case unix.EINVAL, unix.ENOSPC, unix.EDQUOT:
+		fs.log.WithField("op", op).WithError(err).Debug("overlay: request failed")
+	default: // the caller's own business
+	}
+	return fuse.Status(errno)
+}
+
+// node is the inode of a request.
+//
+// Errors: ESTALE for a nodeid that was never given out, or taken back.
+func (fs *FS) node(id uint64) (*inode, fuse.Status) {
+	in := fs.tab.get(id)
+	if in == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	return in, fuse.OK
+}
+
+// Forget takes lookups back.
+func (fs *FS) Forget(id, n uint64) {
+	if in := fs.tab.get(id); in != nil {
+		fs.tab.forget(in, n)
+	}
+}
+
+// StatFs is the upper's file system, or that of the first lower layer of a mount without an upper.
+// Compare: fs/overlayfs/super.c:ovl_statfs().
+func (fs *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	root := fs.layers.lower[0]
+	if fs.layers.hasUpper() {
+		root = fs.layers.upper
+	}
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(root.fd, &st); err != nil {
+		return fs.fail("statfs", nil, fmt.Errorf("statfs %s: %w", root.path, err))
+	}
+	*out = fuse.StatfsOut{Blocks: st.Blocks, Bfree: st.Bfree, Bavail: st.Bavail, Files: st.Files, Ffree: st.Ffree,
+		Bsize: uint32(st.Bsize), Frsize: uint32(st.Frsize), NameLen: nameMax}
+	return fuse.OK
+}

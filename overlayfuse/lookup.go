@@ -1,0 +1,318 @@
+package overlayfuse
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// Lookup finds a name. A name that does not exist is answered as such, for the kernel to remember.
+func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	p, s := fs.node(h.NodeId)
+	if !s.Ok() {
+		return s
+	}
+	in, err := fs.lookup(p, name)
+	if err != nil {
+		return fs.fail("lookup "+name, p, err)
+	}
+	if in == nil {
+		out.NodeId = 0
+		out.SetEntryTimeout(cacheTime)
+		return fuse.OK
+	}
+	return fs.answer("lookup", in, out)
+}
+
+// answer fills the reply for a name that was just looked up or made; on an error the lookup is taken back.
+func (fs *FS) answer(op string, in *inode, out *fuse.EntryOut) fuse.Status {
+	if err := fs.fillEntry(in, out); err != nil {
+		fs.tab.forget(in, 1)
+		return fs.fail(op, in, err)
+	}
+	return fuse.OK
+}
+
+func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
+	if err := fs.attr(in, &out.Attr); err != nil {
+		return err
+	}
+	out.NodeId = in.id
+	out.Generation = 1
+	out.SetEntryTimeout(cacheTime)
+	out.SetAttrTimeout(cacheTime)
+	return nil
+}
+
+// lookup finds name in the directory p and counts a lookup of the result. Nil, nil: there is no such name.
+//
+// Errors: ENAMETOOLONG; those of chain.lookup.
+// Compare: fs/overlayfs/namei.c:ovl_lookup().
+func (fs *FS) lookup(p *inode, name string) (*inode, error) {
+	if len(name) > nameMax {
+		return nil, unix.ENAMETOOLONG
+	}
+	n, err := fs.resolve(p, name)
+	if n == nil || err != nil {
+		return nil, err
+	}
+	return fs.tab.intern(n.inode, alias{parent: p, name: name, upper: n.named}), nil
+}
+
+
+// candidate is a looked up object that is not in the table yet, and whether the upper holds its name.
+type candidate struct {
+	*inode
+	named bool
+}
+
+// resolve makes the inode that p/name is, without entering it.
+func (fs *FS) resolve(p *inode, name string) (*candidate, error) {
+	if p.isDead() {
+		return nil, nil
+	}
+	if p.upper().exists {
+		c, stop, err := fs.resolveUpper(p, name)
+		if c != nil || stop || err != nil {
+			return c, err
+		}
+	}
+	lower, err := fs.lookupLower(p, name)
+	if lower == nil || err != nil {
+		return nil, err
+	}
+	return fs.fromLower(lower)
+}
+
+// lookupLower is what p/name means in the lower layers that merge in p.
+func (fs *FS) lookupLower(p *inode, name string) (*entry, error) {
+	if p.lower == nil {
+		return nil, nil
+	}
+	return fs.chain.lookup(p.lower.refs, name, joinPath(p.lower.path, name))
+}
+
+// fromLower is the inode for a name that only lower layers have. If it is another name of a file that was copied up,
+// the index leads to the upper.
+func (fs *FS) fromLower(lower *entry) (*candidate, error) {
+	in := &inode{fs: fs, typ: lower.st.Mode & unix.S_IFMT, lower: lower, key: keyOf(&lower.st)}
+	in.ino = fs.inos.number(in.key)
+	if !lower.isDir() && lower.st.Nlink > 1 && !fs.index.empty() {
+		mark, err := fs.markOf(lower)
+		if err != nil {
+			return nil, err
+		}
+		if mark != nil {
+			if err := fs.joinIndex(in, mark); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &candidate{inode: in}, nil
+}
+
+// markOf is the origin mark for a lower object.
+func (fs *FS) markOf(lower *entry) ([]byte, error) {
+	p, err := fs.lowerPlace(lower.refs[0], lower.isDir())
+	if err != nil {
+		return nil, err
+	}
+	defer p.release()
+	mark, err := fs.origin.encode(p.dir.fd, p.name, lower.st.Dev)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", fs.chain.where(lower.refs[0]), err)
+	}
+	return mark, nil
+}
+
+// joinIndex gives in the upper that the index has for its origin, if any.
+func (fs *FS) joinIndex(in *inode, mark []byte) error {
+	name := indexName(mark)
+	key, ok := fs.index.find(name)
+	if !ok {
+		return nil
+	}
+	p := procAt(fs.index.dir.fd, name)
+	meta, err := hasXattr(p, fs.prefix+"metacopy")
+	if err != nil {
+		return fmt.Errorf("index entry %s: %w", name, err)
+	}
+	st, err := statAt(fs.index.dir.fd, name)
+	if err != nil {
+		return fmt.Errorf("index entry %s: %w", name, err)
+	}
+	in.up = upperObj{exists: true, key: key, metacopy: meta, limit: st.Size}
+	return fs.loadLinks(in, name, int(in.lower.st.Nlink))
+}
+
+// loadLinks reads the number of names of an indexed inode. lower is the number of names that the lower file has, 0 if
+// that can't be known.
+func (fs *FS) loadLinks(in *inode, name string, lower int) error {
+	st, err := statAt(fs.index.dir.fd, name)
+	if err != nil {
+		return fmt.Errorf("index entry %s: %w", name, err)
+	}
+	if lower == 0 {
+		lower = int(st.Nlink) - 1
+	}
+	in.link = linkCount{index: name, lower: lower, names: lower}
+	v, err := getXattr(procAt(fs.index.dir.fd, name), fs.prefix+"nlink")
+	if noXattr(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("index entry %s: read nlink: %w", name, err)
+	}
+	in.link.names, err = parseNlink(v, in.link.lower, int(st.Nlink))
+	if err != nil {
+		return fmt.Errorf("index entry %s: %w", name, err)
+	}
+	return nil
+}
+
+// resolveUpper looks for name in the upper of p. stop: the upper hides what is below.
+func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err error) {
+	d, err := fs.upperDir(p)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) && p.isDead() {
+			return nil, true, nil
+		}
+		return nil, false, err
+	}
+	defer d.release()
+	st, err := statAt(d.fd, name)
+	if err == unix.ENOENT {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("stat %q in the upper: %w", name, err)
+	}
+	if isWhiteout(&st) {
+		return nil, true, nil
+	}
+	in := &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: keyOf(&st)}
+	in.up = upperObj{exists: true, key: keyOf(&st)}
+	if isDir(st.Mode) {
+		err = fs.mergeUpperDir(p, name, in, procAt(d.fd, name))
+	} else {
+		err = fs.joinLowerFile(p, name, in, procAt(d.fd, name), &st)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("%q in the upper: %w", name, err)
+	}
+	in.ino = fs.inos.number(in.key)
+	return &candidate{inode: in, named: true}, true, nil
+}
+
+// mergeUpperDir finds the lower directories that merge with an upper one.
+func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, path string) error {
+	m, err := readDirMarks(path, fs.prefix)
+	if err != nil {
+		return err
+	}
+	in.up.opaque = m.opaque
+	if m.opaque {
+		return nil
+	}
+	lower, err := fs.below(p, name, m.redirect)
+	if err != nil {
+		return err
+	}
+	if lower != nil && lower.isDir() {
+		in.lower = lower
+		in.key = keyOf(&lower.st)
+	}
+	return nil
+}
+
+// below is the lower object that p/name in the upper stands on: where its redirect points, or the same name.
+func (fs *FS) below(p *inode, name, redirect string) (*entry, error) {
+	switch {
+	case redirect == "":
+		return fs.lookupLower(p, name)
+	case strings.HasPrefix(redirect, "/"):
+		return fs.chain.walk(redirect[1:])
+	}
+	return fs.lookupLower(p, redirect)
+}
+
+// joinLowerFile reads what an upper file says of the lower one that it was copied from: its identity, its other names,
+// and where its data is if it holds none.
+//
+// Errors: EIO for a metacopy file without lower data.
+func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *unix.Stat_t) error {
+	mark, err := getXattr(path, fs.prefix+"origin")
+	if err != nil && !noXattr(err) {
+		return fmt.Errorf("read origin: %w", err)
+	}
+	if in.typ == unix.S_IFREG {
+		in.up.limit = st.Size
+		if err := fs.joinData(p, name, in, path); err != nil {
+			return err
+		}
+	}
+	if len(mark) == 0 {
+		return nil
+	}
+	origin, ok := fs.origin.decode(mark, in.typ)
+	if !ok {
+		origin, ok = fs.sameNameOrigin(p, name, mark, in.typ)
+	}
+	indexed := false
+	if st.Nlink > 1 && !fs.index.empty() {
+		if k, found := fs.index.find(indexName(mark)); found && k == in.up.key {
+			indexed = true
+			if err := fs.loadLinks(in, indexName(mark), int(origin.Nlink)); err != nil {
+				return err
+			}
+		}
+	}
+	// A lower file with several names that was copied up without an index (by the kernel's overlayfs) is one of several copies.
+	if ok && (indexed || origin.Nlink == 1) {
+		in.key = keyOf(&origin)
+	}
+	return nil
+}
+
+// sameNameOrigin finds the origin without the right to open file handles: the object of the same name below, if its
+// handle is the one in the mark. A file that was renamed gets the upper's inode number at the next mount instead.
+func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (unix.Stat_t, bool) {
+	lower, err := fs.lookupLower(p, name)
+	if err != nil || lower == nil || lower.st.Mode&unix.S_IFMT != typ {
+		return unix.Stat_t{}, false
+	}
+	m, err := fs.markOf(lower)
+	if err != nil || !bytes.Equal(m, mark) {
+		return unix.Stat_t{}, false
+	}
+	return lower.st, true
+}
+
+// joinData finds the lower data of a metacopy file.
+func (fs *FS) joinData(p *inode, name string, in *inode, path string) error {
+	meta, err := hasXattr(path, fs.prefix+"metacopy")
+	if err != nil {
+		return fmt.Errorf("read metacopy: %w", err)
+	}
+	if !meta {
+		return nil
+	}
+	in.up.metacopy = true
+	redirect, err := readRedirect(path, fs.prefix)
+	if err != nil {
+		return err
+	}
+	lower, err := fs.below(p, name, redirect)
+	if err != nil {
+		return err
+	}
+	if lower == nil || !isReg(lower.st.Mode) {
+		return fmt.Errorf("metacopy file without lower data: %w", unix.EIO)
+	}
+	in.lower = lower
+	return nil
+}
