@@ -5,7 +5,9 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 )
@@ -126,4 +128,21 @@ func TestFUSEMountIsWhatTheContainerSees(t *testing.T) {
 		}
 	}
 	t.Fatal("not in the mount table")
+}
+
+// TestFUSEMountPointTakenAway: an operator unmounts the mount point while a container lives on the bind. The upper cannot be
+// mounted twice and the mount cannot be frozen, so both calls say why, and nothing is lost.
+func TestFUSEMountPointTakenAway(t *testing.T) {
+	b := fuseBench(t)
+	c := withImage(t, b)
+	require.NoError(t, detach(b.s.root.mountPoint(b.id("c"))))
+	_, err := b.s.Mounts(b.ctx, "c")
+	require.ErrorIs(t, err, syscall.EBUSY)
+	err = b.s.Commit(b.ctx, "three", "c")
+	require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
+	require.ErrorContains(t, err, "unmounted by somebody else")
+	requireFile(t, c+"/etc/mine", "3")
+	require.NoError(t, detach(c))
+	require.Eventually(t, func() bool { return b.s.Commit(b.ctx, "three", "c") == nil }, 5*time.Second, 20*time.Millisecond)
+	requireFile(t, b.view("after", "three")+"/etc/mine", "3")
 }

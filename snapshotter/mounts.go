@@ -170,29 +170,26 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, spec MountSpec) error {
 	if err := os.Mkdir(spec.MountPoint, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	live, err := s.serving(ctx, spec.ID)
+	mounted, readOnly, err := mountedAt(spec.MountPoint)
 	if err != nil {
 		return err
 	}
-	if live == nil {
+	if mounted {
+		live, err := s.serving(ctx, spec.ID)
+		switch {
+		case err != nil:
+			return err
+		case live != nil && readOnly && live.Upper != "": // a commit was cut short by a crash
+			return setReadOnly(spec.MountPoint, false)
+		case live != nil:
+			return nil
+		}
 		// what is mounted there is dead: its mount server is gone
 		if err := detach(spec.MountPoint); err != nil {
 			return err
 		}
-		if err := s.cfg.Mounter.Mount(ctx, spec); err != nil {
-			return err
-		}
 	}
-	mounted, readOnly, err := mountedAt(spec.MountPoint)
-	switch {
-	case err != nil:
-		return err
-	case !mounted:
-		return fmt.Errorf("%s was unmounted by somebody else while it is still in use: %w", spec.MountPoint, errdefs.ErrFailedPrecondition)
-	case readOnly && spec.Upper != "": // a commit was cut short by a crash
-		return setReadOnly(spec.MountPoint, false)
-	}
-	return nil
+	return s.cfg.Mounter.Mount(ctx, spec)
 }
 
 // serving is what the mount server serves under an ID: the specification it was mounted with, or nil.
