@@ -14,6 +14,7 @@ type backing struct {
 	file  *os.File
 	fd    int   // of file
 	lower bool  // read-only, and to be replaced by a copy-up
+	stage bool  // the target of a copy-up: must be writable at every offset
 	limit int64 // lower: bytes of it that the file shows; min(Limiter.LowerLimit, size)
 	refs  int   // +checklocks:File.mu, by convention: the mutex of the File that owns it
 }
@@ -28,8 +29,9 @@ func (f *File) newBacking(file *os.File, lower bool) (*backing, error) {
 	return b, nil
 }
 
-// checkBacking refuses what could write to a lower layer, what cannot be written, and what is not a regular file.
-// An O_APPEND descriptor would ignore the offset of pwrite(2), see its BUGS.
+// checkBacking refuses what could write to a lower layer, what cannot be copied to, and what is not a regular file.
+// An O_APPEND descriptor ignores the offset of pwrite(2), see its BUGS: right for an upper that is append-only itself
+// (FS_APPEND_FL), wrong for a copy. One without write access is right for an upper that nobody may write.
 func (f *File) checkBacking(b *backing) error {
 	flags, err := retry(func() (int, error) { return f.sys.statusFlags(b.fd) })
 	if err != nil {
@@ -39,9 +41,9 @@ func (f *File) checkBacking(b *backing) error {
 	switch {
 	case b.lower && mode != unix.O_RDONLY:
 		return fmt.Errorf("copyup: open %v: %w: %w", b.file.Name(), ErrWritableLower, unix.EIO)
-	case !b.lower && mode != unix.O_RDWR:
-		return fmt.Errorf("copyup: open %v: upper descriptor is not read-write: %w", b.file.Name(), unix.EIO)
-	case flags&(unix.O_PATH|unix.O_APPEND|unix.O_DIRECT) != 0:
+	case mode == unix.O_WRONLY || b.stage && (mode != unix.O_RDWR || flags&unix.O_APPEND != 0):
+		return fmt.Errorf("copyup: open %v: upper descriptor with flags %#x: %w", b.file.Name(), flags, unix.EIO)
+	case flags&(unix.O_PATH|unix.O_DIRECT) != 0:
 		return fmt.Errorf("copyup: open %v: flags %#x: %w", b.file.Name(), flags, unix.EIO)
 	}
 	st, err := f.stat(b.fd)

@@ -154,7 +154,7 @@ func (f *File) copyUp(ctx context.Context, want request) (*backing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("copyup: stage: %w", err)
 	}
-	upper := &backing{file: staged, fd: int(staged.Fd())}
+	upper := &backing{file: staged, fd: int(staged.Fd()), stage: true}
 	if err := f.checkBacking(upper); err != nil {
 		return nil, f.abort(upper, err)
 	}

@@ -9,14 +9,15 @@ import (
 // Target is the overlay's side of one regular file: it knows the names, the owner and the layers; File knows the data.
 //
 // Every descriptor that a Target returns belongs to File from then on: File closes it, the Target never does, also not
-// in Commit or Abort. Descriptors must be seekable, of regular files, and without O_APPEND and O_DIRECT.
+// in Commit or Abort. Descriptors must be seekable, of regular files, and without O_DIRECT.
 //
 // Locks: File holds no mutex when it calls a Target, but it may hold the reservation of the copy-up, for which writers of
 // the same file wait. So a caller of File must not hold a lock that a method of its Target takes.
 type Target interface {
 	// OpenLower opens the file with the lower data for reading only. Never called in state Upper.
 	OpenLower() (*os.File, error)
-	// OpenUpper opens the upper file for reading and writing. Called in states UpperShared and Upper only.
+	// OpenUpper opens the upper file for reading and writing; for reading alone if nobody may write it, with O_APPEND if
+	// it can only grow. Called in states UpperShared and Upper only.
 	// It must work on a file that was unlinked while open.
 	OpenUpper() (*os.File, error)
 	// Stage reserves the copy-up and gives the file to copy into, open for reading and writing: a new file of the workdir

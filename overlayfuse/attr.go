@@ -67,10 +67,10 @@ func (fs *FS) statData(in *inode) (unix.Stat_t, error) {
 // nlink is the link count to show for an object that has real links.
 func (fs *FS) nlink(in *inode, real uint32) uint32 {
 	in.mu.RLock()
-	dead, link := in.dead, in.link
+	dead, link, upper := in.dead, in.link, in.up.exists
 	in.mu.RUnlock()
 	switch {
-	case in.isDir() && dead:
+	case dead && (in.isDir() || !upper): // the lower object has kept its names
 		return 0
 	case in.isDir() && (in.mergedDir() || fs.cfg.StaticNlink):
 		return 1

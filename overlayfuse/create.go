@@ -65,13 +65,12 @@ func (fs *FS) Create(_ <-chan struct{}, req *fuse.CreateIn, name string, out *fu
 
 // openNew opens a file that was just made and answers for both.
 func (fs *FS) openNew(in *inode, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	write := req.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	fh, drop, err := fs.open(in, write)
+	fh, drop, err := fs.open(in, req.Flags)
 	if err != nil {
 		fs.tab.forget(in, 1)
 		return fs.fail("open", in, err)
 	}
-	out.Fh, out.OpenFlags = fh, openFlags(write, drop)
+	out.Fh, out.OpenFlags = fh, openFlags(canWrite(req.Flags), drop)
 	if s := fs.answer("create", in, &out.EntryOut); !s.Ok() {
 		fs.Release(nil, &fuse.ReleaseIn{Fh: fh})
 		return s

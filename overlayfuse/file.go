@@ -18,8 +18,8 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if !s.Ok() {
 		return s
 	}
-	write := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
-	fh, drop, err := fs.open(n, write)
+	write := canWrite(in.Flags)
+	fh, drop, err := fs.open(n, in.Flags)
 	if err != nil {
 		return fs.fail("open", n, err)
 	}
@@ -27,12 +27,16 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	return fuse.OK
 }
 
-func (fs *FS) open(in *inode, write bool) (fh uint64, dropCache bool, err error) {
+// canWrite tells what open(2) flags ask for.
+func canWrite(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
+
+func (fs *FS) open(in *inode, flags uint32) (fh uint64, dropCache bool, err error) {
 	if in.typ != unix.S_IFREG {
 		return 0, false, fmt.Errorf("open of a %s: %w", fileType(in.typ), unix.EINVAL)
 	}
+	write := canWrite(flags)
 	if write {
-		if err := fs.mayWrite(in); err != nil {
+		if err := fs.mayWrite(in, flags&unix.O_APPEND != 0); err != nil {
 			return 0, false, err
 		}
 	}
@@ -44,7 +48,7 @@ func (fs *FS) open(in *inode, write bool) (fh uint64, dropCache bool, err error)
 }
 
 // mayWrite refuses what is found out only by opening the real file for writing.
-func (fs *FS) mayWrite(in *inode) error {
+func (fs *FS) mayWrite(in *inode, appending bool) error {
 	if fs.readOnly() {
 		return unix.EROFS
 	}
@@ -60,7 +64,7 @@ func (fs *FS) mayWrite(in *inode) error {
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &sx); err != nil {
 		return fmt.Errorf("statx upper: %w", err)
 	}
-	if sx.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 {
+	if sx.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 || sx.Attributes&unix.STATX_ATTR_APPEND != 0 && !appending {
 		return unix.EPERM
 	}
 	return nil
@@ -295,7 +299,12 @@ func (fs *FS) setFlags(in *inode, cmd uint32, buf []byte) error {
 		return err
 	}
 	defer closeFD(fd)
-	return ioctlOn(fd, cmd, buf)
+	if err := ioctlOn(fd, cmd, buf); err != nil {
+		return err
+	}
+	// What may be opened for writing has changed: the next open makes descriptors of its own.
+	fs.dropFile(in)
+	return nil
 }
 
 func ioctlOn(fd int, cmd uint32, buf []byte) error {

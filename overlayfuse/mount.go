@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -81,13 +82,13 @@ func attach(mountpoint int, flags MountFlags, maxRead int) (int, error) {
 	}
 	_ = unix.Close(dev) // no connection was made
 	switch {
-	case err == unix.EPERM && !hasCapability(unix.CAP_SYS_ADMIN):
+	case errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN):
 		err = fmt.Errorf("mount(2) needs CAP_SYS_ADMIN, or a user and mount namespace of one's own (unshare -Urm): %w", err)
-	case err == unix.EPERM:
+	case errors.Is(err, unix.EPERM):
 		err = fmt.Errorf("mount(2): the mount namespace must belong to this user namespace (unshare -m): %w", err)
-	case err == unix.ENODEV:
+	case errors.Is(err, unix.ENODEV):
 		err = fmt.Errorf("mount(2): the kernel has no FUSE: %w", err)
-	case err == unix.EINVAL && len(flags.Labels) > 0:
+	case errors.Is(err, unix.EINVAL) && len(flags.Labels) > 0:
 		err = fmt.Errorf("mount(2): without SELinux there is no %s: %w", strings.Join(flags.Labels, ","), err)
 	default:
 		err = fmt.Errorf("mount(2): %w", err)

@@ -87,8 +87,11 @@ func (t *target) OpenUpper() (*os.File, error) {
 		return openReal(fd, unix.O_RDONLY)
 	}
 	f, err := openReal(fd, unix.O_RDWR)
-	if errors.Is(err, unix.EPERM) { // immutable or append-only: it can still be read
-		return openReal(fd, unix.O_RDONLY)
+	if errors.Is(err, unix.EPERM) { // append-only
+		f, err = openReal(fd, unix.O_RDWR|unix.O_APPEND)
+	}
+	if errors.Is(err, unix.EPERM) { // immutable
+		f, err = openReal(fd, unix.O_RDONLY)
 	}
 	return f, err
 }

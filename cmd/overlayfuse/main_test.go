@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -23,13 +24,13 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 func testMain(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "overlayfuse-cmd")
 	if err == nil {
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()                          // a mount left behind fails the run below
 		err = errors.Join(os.Chmod(dir, 0o755), os.Setenv("TMPDIR", dir)) // for every test's own directory
 	}
 	command = filepath.Join(dir, "overlayfuse")
 	if err == nil {
 		var out []byte
-		if out, err = exec.Command("go", "build", "-o", command, ".").CombinedOutput(); err != nil {
+		if out, err = exec.Command("go", "build", "-race="+raceDetector(), "-o", command, ".").CombinedOutput(); err != nil {
 			err = fmt.Errorf("build: %w\n%s", err, out)
 		}
 	}
@@ -125,4 +126,16 @@ func eventually(t *testing.T, what string, ok func() bool) {
 			t.Fatalf("not in time: %s", what)
 		}
 	}
+}
+
+// raceDetector is "true" if this test runs under it: the program then does too.
+func raceDetector() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "-race" {
+				return s.Value
+			}
+		}
+	}
+	return "false"
 }

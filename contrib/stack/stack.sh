@@ -62,7 +62,10 @@ write_config() {
 		  path = '$dir/opt'
 		[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
 		  platform = 'linux/$(go env GOARCH)'
-		  snapshotter = '$SNAPSHOTTER'
+		  snapshotter = 'overlayfs'
+		[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+		  platform = 'linux/$(go env GOARCH)'
+		  snapshotter = 'overlayfuse'
 		[plugins.'io.containerd.cri.v1.images']
 		  snapshotter = '$SNAPSHOTTER'
 		[plugins.'io.containerd.cri.v1.images'.pinned_images]
@@ -75,7 +78,7 @@ write_config() {
 		  conf_dir = '$dir/cni'
 	EOF
 	if [ "$SNAPSHOTTER" = overlayfs ]; then
-		sed -i '/^\[proxy_plugins/,/^  root =/d' "$dir/containerd.toml"
+		sed -i -e '/^\[proxy_plugins/,/^  root =/d' -e "/unpack_config/{N;N;/'overlayfuse'/d}" "$dir/containerd.toml"
 	fi
 	cat >"$dir/nerdctl.toml" <<-EOF
 		address = "unix://$dir/containerd.sock"
@@ -207,7 +210,7 @@ down() {
 	find /sys/fs/cgroup -mindepth 2 -depth -type d -path "*/$namespace*" -exec rmdir {} + 2>/dev/null ||
 		[ -z "$(find /sys/fs/cgroup -mindepth 2 -type d -path "*/$namespace*" -print -quit)" ] ||
 		echo "stack: cgroups of $namespace remain" >&2
-	rm -rf "/run/containerd/runc/$namespace" "/run/containerd/runc/k8s.io"
+	rm -rf "/run/containerd/runc/$namespace"
 	if [ -e "$dir/made-run-containerd" ]; then
 		rm -rf --one-file-system /run/containerd
 	fi

@@ -97,11 +97,13 @@ func (c *Client) call(ctx context.Context, q request) (response, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 
-	if err := writeFrame(conn, q); err != nil {
-		return fail(err)
-	}
 	var r response
+	errWrite := writeFrame(conn, q)
+	// A server that refuses the peer answers without reading, so an answer may be there though the request is not.
 	if err := readFrame(conn, &r); err != nil {
+		if errWrite != nil {
+			return fail(errWrite)
+		}
 		if errors.Is(err, io.EOF) {
 			err = fmt.Errorf("hung up without an answer: %w", unix.ECONNRESET)
 		}

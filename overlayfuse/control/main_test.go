@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func testMain(m *testing.M) int {
 	}
 	dir, err := os.MkdirTemp("", "ofctl") // short: socket paths lie below
 	if err == nil {
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()                          // a mount left behind fails the run below
 		err = errors.Join(os.Chmod(dir, 0o755), os.Setenv("TMPDIR", dir)) // for every test's own directory
 	}
 	if err != nil {
@@ -39,7 +40,7 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	command = filepath.Join(dir, "overlayfuse")
-	if out, err := exec.Command("go", "build", "-o", command, "../../cmd/overlayfuse").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-race="+raceDetector(), "-o", command, "../../cmd/overlayfuse").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		return 1
 	}
@@ -176,4 +177,16 @@ func wantError(t *testing.T, err, want error, text string) {
 	if !errors.Is(err, want) || !strings.Contains(err.Error(), text) {
 		t.Errorf("got %v, want %v and %q", err, want, text)
 	}
+}
+
+// raceDetector is "true" if this test runs under it: the program then does too.
+func raceDetector() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "-race" {
+				return s.Value
+			}
+		}
+	}
+	return "false"
 }
