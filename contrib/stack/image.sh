@@ -130,7 +130,8 @@ image_pause() {
 # image_debs fetches real packages with what they need beyond minbase, through apt, with the
 # image's own package database, so that dpkg -i can install them without a network.
 image_debs() {
-	out=$images/debs-$debian_suite
+	local packages='git sqlite3 python3 bzip2 xz-utils file less nano procps psmisc tree make patch'
+	out=$images/debs-$debian_suite-$(cksum <<<"$packages" | cut -d ' ' -f 1)
 	[ -d "$out" ] && return
 	begin_work
 	minbase
@@ -138,10 +139,11 @@ image_debs() {
 	tar -C "$work" -xf "$minbase_tar" ./var/lib/dpkg
 	[ -n "$(apt-get indextargets 'Created-By: Packages')" ] || apt-get update -q >&2
 	echo "stack: fetching packages for the container tests" >&2
+	# shellcheck disable=SC2086 # a list
 	apt-get -q -y --no-install-recommends --download-only -o APT::Sandbox::User=root \
 		-o Dir::State::status="$work/var/lib/dpkg/status" -o Dir::Cache::archives="$work/debs" \
 		-o Dir::State::extended_states="$work/extended" -o Dir::Etc::preferences=/dev/null \
-		install git sqlite3 python3-minimal bzip2 xz-utils file less nano procps psmisc tree make patch \
+		install $packages \
 		>"$prefix/debs.log" 2>&1 || die "fetching packages: see $prefix/debs.log"
 	rm -rf "$work/debs/partial" "$work/debs/lock"
 	mv "$work/debs" "$out"
