@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -183,5 +184,55 @@ func TestSecondSignalEndsTheServerAtOnce(t *testing.T) {
 	p.waitEnd(t)
 	if code := p.ProcessState.ExitCode(); code != 2 || !strings.Contains(p.log.String(), "ended with mounts in use") {
 		t.Errorf("exit code %d, want 2 and the reason", code)
+	}
+}
+
+func TestManyMountsAtOnceLeaveNothing(t *testing.T) {
+	dir := t.TempDir()
+	p := startServer(t, dir)
+	ctx := testContext(t)
+	descriptors := func() int {
+		fds, err := os.ReadDir("/proc/" + strconv.Itoa(p.Process.Pid) + "/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	mustMount(t, p, testSpec(t, dir, "first")) // what the runtime opens once is open
+	if err := p.client.Unmount(ctx, "first", false); err != nil {
+		t.Fatal(err)
+	}
+	before := descriptors()
+
+	var specs []Spec
+	for i := range 20 {
+		specs = append(specs, testSpec(t, dir, "m"+strconv.Itoa(i)))
+	}
+	var all errgroup.Group
+	for _, s := range specs {
+		for range 3 { // the same one at the same time, too
+			all.Go(func() error { return p.client.Mount(ctx, s) })
+		}
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range specs {
+		checkAlive(t, s)
+	}
+	for _, s := range specs {
+		all.Go(func() error { return p.client.Unmount(ctx, s.ID, false) })
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if infos, err := p.client.List(ctx); err != nil || len(infos) != 0 {
+		t.Errorf("after the last unmount: %v, %v", infos, err)
+	}
+	var after int
+	for after = descriptors(); after > before && ctx.Err() == nil; after = descriptors() {
+	}
+	if after > before {
+		t.Errorf("%d descriptors after, %d before", after, before)
 	}
 }
