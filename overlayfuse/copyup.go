@@ -3,10 +3,7 @@ package overlayfuse
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,11 +11,6 @@ import (
 // Copy-up of an object: a directory, a special file or the attributes of a regular one. Its data is package copyup's
 // business, through target in file.go. Every object is made complete in work/work and then gets its name.
 // Compare: fs/overlayfs/copy_up.c:ovl_copy_up_one().
-
-// tempNames are the names in work/work. openLayers emptied it, so a counter is enough.
-type tempNames struct{ n atomic.Uint64 }
-
-func (t *tempNames) next() string { return fmt.Sprintf("#%x", t.n.Add(1)) }
 
 // lockAll reserves inodes in the one order that there is: files before directories, then by nodeid. Nil and equal ones
 // are taken once. The result gives them back.
@@ -144,66 +136,6 @@ func (fs *FS) mayCopyUp(in *inode) error {
 	return nil
 }
 
-// temp is an object of work/work that has no name in the overlay yet.
-type temp struct {
-	fs   *FS
-	fd   int    // O_PATH, or of an unnamed file the file itself
-	name string // in work/work; "" for an unnamed file (O_TMPFILE)
-	keep bool   // fd belongs to somebody else
-}
-
-// close removes what was not installed.
-func (t *temp) close() {
-	if t.name != "" {
-		// Whatever stays is removed when the workdir is opened the next time.
-		if err := unix.Unlinkat(t.fs.layers.temp.fd, t.name, 0); err == unix.EISDIR {
-			_ = unix.Unlinkat(t.fs.layers.temp.fd, t.name, unix.AT_REMOVEDIR)
-		}
-	}
-	if !t.keep {
-		closeFD(t.fd)
-	}
-}
-
-// makeTemp makes an empty object: an unnamed regular file, or mode's type under a temporary name.
-func (fs *FS) makeTemp(mode uint32, dev uint32, link string) (*temp, error) {
-	work := fs.layers.temp.fd
-	if isReg(mode) {
-		fd, err := fs.tmpfile()
-		if err != nil {
-			return nil, err
-		}
-		return &temp{fs: fs, fd: fd}, nil
-	}
-	name := fs.temps.next()
-	var err error
-	switch mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		err = unix.Mkdirat(work, name, mode&07777)
-	case unix.S_IFLNK:
-		err = unix.Symlinkat(link, work, name)
-	default:
-		err = unix.Mknodat(work, name, mode&^07777|0o600, int(kernelDevice(dev)))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("make object in %s: %w", fs.layers.temp.path, err)
-	}
-	fd, err := openIn(work, name, unix.O_PATH, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open new object in %s: %w", fs.layers.temp.path, err)
-	}
-	return &temp{fs: fs, fd: fd, name: name}, nil
-}
-
-// tmpfile is a regular file without a name, open for reading and writing.
-func (fs *FS) tmpfile() (int, error) {
-	fd, err := openIn(fs.layers.temp.fd, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
-	if err != nil {
-		return -1, fmt.Errorf("make file in %s: %w", fs.layers.temp.path, err)
-	}
-	return fd, nil
-}
-
 // makeCopy makes an object of in's type; a regular file as a hole of the lower's size.
 func (fs *FS) makeCopy(in *inode) (*temp, error) {
 	link := ""
@@ -225,120 +157,6 @@ func (fs *FS) makeCopy(in *inode) (*temp, error) {
 		}
 	}
 	return t, nil
-}
-
-// dress gives fd what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
-// overlay's own marks, and the times last.
-func (fs *FS) dress(fd int, in *inode, metacopy bool) error {
-	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
-	if err != nil {
-		return err
-	}
-	defer p.release()
-	src, err := p.open()
-	if err != nil {
-		return fmt.Errorf("open %s: %w", fs.chain.where(in.lower.refs[0]), err)
-	}
-	defer closeFD(src)
-	st, err := statAt(src, "")
-	if err != nil {
-		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.refs[0]), err)
-	}
-	if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	if in.typ != unix.S_IFLNK {
-		if err := chmodFD(fd, st.Mode); err != nil {
-			return err
-		}
-	}
-	if err := fs.copyXattrs(src, fd); err != nil {
-		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.refs[0]), err)
-	}
-	if err := fs.markCopy(fd, in, metacopy); err != nil {
-		return err
-	}
-	return timesFD(fd, st.Atim, st.Mtim)
-}
-
-const capabilityXattr = "security.capability"
-
-// copyXattrs copies all xattrs but the overlay's own, which speak of the object's place in the layers.
-//
-// Errors: one that the upper's file system does not know (EOPNOTSUPP) is left out unless permissions hang on it; every other fails.
-// Compare: fs/overlayfs/copy_up.c:ovl_copy_xattr(), ovl_must_copy_xattr().
-func (fs *FS) copyXattrs(src, dst int) error {
-	names, err := listXattrFD(src)
-	if err != nil {
-		return fmt.Errorf("list xattrs: %w", err)
-	}
-	if i := slices.Index(names, capabilityXattr); i >= 0 {
-		names = append(slices.Delete(names, i, i+1), capabilityXattr)
-	}
-	for _, n := range names {
-		if fs.ownXattr(n) {
-			continue
-		}
-		v, err := getXattrFD(src, n)
-		if noXattr(err) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read xattr %s: %w", n, err)
-		}
-		err = unix.Setxattr(procFD(dst), n, v, 0)
-		if err == unix.EOPNOTSUPP && !mustCopy(n) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("copy xattr %s: %w", n, err)
-		}
-	}
-	return nil
-}
-
-func mustCopy(name string) bool {
-	return strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "system.posix_acl_")
-}
-
-// markCopy writes the overlay's marks on a copy: where it comes from, and for one without data where that is.
-func (fs *FS) markCopy(fd int, in *inode, metacopy bool) error {
-	mark, err := fs.markOf(in.lower)
-	if err != nil {
-		return err
-	}
-	if mark != nil && fs.canMark(in) {
-		if err := fs.setMark(fd, "origin", mark); err != nil {
-			return err
-		}
-	}
-	if metacopy {
-		// Always absolute: it holds wherever the file is moved or linked to.
-		if err := fs.setMark(fd, "redirect", []byte("/"+in.lower.path)); err != nil {
-			return err
-		}
-		return fs.setMark(fd, "metacopy", nil)
-	}
-	return nil
-}
-
-// canMark tells whether the object can carry the overlay's marks: user.* xattrs are for files and directories only (xattr(7)).
-func (fs *FS) canMark(in *inode) bool {
-	return fs.layers.namespace != NamespaceUser || in.isDir() || in.typ == unix.S_IFREG
-}
-
-func (fs *FS) setMark(fd int, mark string, v []byte) error {
-	if err := unix.Setxattr(procFD(fd), fs.prefix+mark, v, 0); err != nil {
-		return fmt.Errorf("set %s%s: %w", fs.prefix, mark, err)
-	}
-	return nil
-}
-
-func (fs *FS) removeMark(fd int, mark string) error {
-	if err := unix.Removexattr(procFD(fd), fs.prefix+mark); err != nil && !noXattr(err) {
-		return fmt.Errorf("remove %s%s: %w", fs.prefix, mark, err)
-	}
-	return nil
 }
 
 // copyUpDir makes the upper directory.
@@ -507,13 +325,4 @@ func (fs *FS) linkUp(in *inode, a alias) error {
 	}
 	fs.tab.link(in, alias{parent: a.parent, name: a.name, upper: true})
 	return nil
-}
-
-// openReal opens what the O_PATH descriptor names as a file of its own.
-func openReal(fd, flags int) (*os.File, error) {
-	f, err := reopen(fd, flags)
-	if err != nil {
-		return nil, fmt.Errorf("open upper file: %w", err)
-	}
-	return f, nil
 }

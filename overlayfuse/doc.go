@@ -1,2 +1,99 @@
-// Package overlayfuse is an overlay file system on FUSE.
+// Package overlayfuse is an overlay file system on FUSE: read-only lower layers, one writable upper, merged into one tree in
+// which opening a file for writing copies nothing.
+//
+// # What
+//
+// FS answers the kernel's requests (go-fuse's RawFileSystem), Session mounts and serves it, openLayers opens and checks the layers,
+// ParseOptions reads mount(8)'s option text. The data of a regular file is package copyup's; this package gives it
+// descriptors. One file answers one question:
+//
+//	layers.go workdir.go   which directories, are they fit, who else uses them
+//	merge.go               what a name means in the lower layers
+//	lookup.go origin.go    what it means with the upper, and which object that is
+//	inode.go table.go      the objects that the kernel knows, their identity and names
+//	place.go dirfd.go      where an object's real file is, as a descriptor
+//	copyup.go dress.go     how an object gets an upper
+//	target.go file.go      a regular file's data; iomode.go: in which mode it is opened
+//	create.go link.go remove.go rename.go readdir.go attr.go xattr.go acl.go owner.go   the operations
+//	index.go flush.go      hard links of lower files; an upper made fit to be a lower
+//
+// # Terms
+//
+// Those of the kernel's overlayfs (Documentation/filesystems/overlayfs.rst): upper, lower, workdir, whiteout, opaque, redirect,
+// metacopy, origin, index, copy-up. A ref is one real object of one layer, an entry what a name means in the merged lower view, an
+// alias one name of an inode, a reservation a lock that is held across I/O.
+//
+// # States
+//
+// An inode has an upper object or not (upperObj); it gets one by copyUp and never loses it. A regular file's upper may be a metacopy: it
+// has the attributes, copyup.File says where the data is. An inode without names is dead; if it has an upper, a pinned descriptor
+// reaches it. The io mode is cached for every open: the FUSE inode's pages are what everybody sees.
+//
+// The identity of an inode (objKey, and st_ino from it) is that of the real object that was seen first: the topmost lower
+// object, or the upper one where there is none. overlay.origin keeps it over a remount.
+//
+// # Locks
+//
+// In this order; one on the right or below is never held when one on the left or above is taken:
+//
+//	dirStream.mu
+//	  inode.copy of files         reservations, held across I/O; several: by nodeid (lockAll)
+//	    inode.copy of directories
+//	      FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
+//	        table.mu
+//	          inode.mu            leaf
+//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu: leaves
+//
+// copyup.File's own reservation comes before inode.copy of a file: it calls target.Stage, which takes that and keeps it until
+// Commit or Abort. So nobody calls copyup.File with a reservation held.
+//
+// Real files that are reached by a name are compared with the identity that the inode remembers: a rename or unlink that ran in
+// between is seen, and the name looked up again.
+//
+// # Errors
+//
+// Functions return errors that wrap an errno and name the layer and path; FS.fail turns them into the answer. One without errno is EIO and
+// logged. An error of the kind "the layer is impossible" (a redirect that leaves the layer, a metacopy file without data, xattrs that
+// can't be read) is answered for the object concerned, and nothing else.
+//
+// # Crash
+//
+// A new object, a copied-up one and a copied-up file's data are made in work/work and get their name, or lose the metacopy mark,
+// in one step. What is left in work/work is removed at the next mount. The count of names of an indexed file (index.go) may be too large
+// after a crash, never too small.
+//
+// # Deviations from the kernel's overlayfs
+//
+// Each has the script of its name in testdata/script, which runs on both ("as it comes": without redirect_dir=on, index=on, metacopy=on,
+// nfs_export=on, which cost something or are not on by default).
+//
+//	| script                                       | kernel                                    | here                                          |
+//	|----------------------------------------------|-------------------------------------------|-----------------------------------------------|
+//	| better_open_for_writing_copies_nothing       | open for writing copies the whole file    | nothing is copied before the first write      |
+//	| better_chmod_copies_no_data                  | a change of attributes copies the data    | it copies none (metacopy)                     |
+//	| better_mapping_made_first                    | a mapping made before the write is stale  | it sees the write                             |
+//	| better_mapping_of_a_descriptor_opened_first  | so is one of a descriptor opened before   | it sees the write                             |
+//	| better_link_survives_copyup                  | a copy-up breaks hard links               | the names stay one file                       |
+//	| better_link_survives_remount                 | they stay two files                       | they are one file at the next mount too       |
+//	| better_rename_lower_directory                | EXDEV                                     | renamed, with a redirect                      |
+//	| better_rename_merged_directory               | EXDEV                                     | renamed, with a redirect                      |
+//	| better_rename_exchange_directories           | EXDEV                                     | exchanged, with redirects                     |
+//	| better_rename_whiteout                       | EINVAL                                    | moved; the old name is a whiteout, so is gone |
+//	| better_handles_as_it_comes                   | file handles only with nfs_export=on      | while the inode lives                         |
+//
+// ENOSPC for a store into a mapped page shows at msync, fsync or close: FUSE has no message for the store itself.
+//
+// # Units
+//
+// Sizes and offsets are bytes, st_blocks 512 bytes, times those of struct timespec.
+//
+// # Sources
+//
+// Linux 6.18 fs/overlayfs and fs/fuse; overlayfs.rst; go-fuse v2.12.1; man pages named where they count. One fact in ../shared was found
+// different: reads of a descriptor that was opened before the copy-up are not stale on this kernel, mappings are.
+//
+// # What it is not
+//
+// It knows nothing of containers and snapshots. It does not use FUSE passthrough yet, nor the writeback cache; it does not copy parts
+// of files yet. User namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
 package overlayfuse

@@ -1,0 +1,123 @@
+package overlayfuse
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// dress gives fd what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
+// overlay's own marks, and the times last.
+func (fs *FS) dress(fd int, in *inode, metacopy bool) error {
+	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
+	if err != nil {
+		return err
+	}
+	defer p.release()
+	src, err := p.open()
+	if err != nil {
+		return fmt.Errorf("open %s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	defer closeFD(src)
+	st, err := statAt(src, "")
+	if err != nil {
+		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	if in.typ != unix.S_IFLNK {
+		if err := chmodFD(fd, st.Mode); err != nil {
+			return err
+		}
+	}
+	if err := fs.copyXattrs(src, fd); err != nil {
+		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.refs[0]), err)
+	}
+	if err := fs.markCopy(fd, in, metacopy); err != nil {
+		return err
+	}
+	return timesFD(fd, st.Atim, st.Mtim)
+}
+
+const capabilityXattr = "security.capability"
+
+// copyXattrs copies all xattrs but the overlay's own, which speak of the object's place in the layers.
+//
+// Errors: one that the upper's file system does not know (EOPNOTSUPP) is left out unless permissions hang on it; every other fails.
+// Compare: fs/overlayfs/copy_up.c:ovl_copy_xattr(), ovl_must_copy_xattr().
+func (fs *FS) copyXattrs(src, dst int) error {
+	names, err := listXattrFD(src)
+	if err != nil {
+		return fmt.Errorf("list xattrs: %w", err)
+	}
+	if i := slices.Index(names, capabilityXattr); i >= 0 {
+		names = append(slices.Delete(names, i, i+1), capabilityXattr)
+	}
+	for _, n := range names {
+		if fs.ownXattr(n) {
+			continue
+		}
+		v, err := getXattrFD(src, n)
+		if noXattr(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read xattr %s: %w", n, err)
+		}
+		err = unix.Setxattr(procFD(dst), n, v, 0)
+		if err == unix.EOPNOTSUPP && !mustCopy(n) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("copy xattr %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func mustCopy(name string) bool {
+	return strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "system.posix_acl_")
+}
+
+// markCopy writes the overlay's marks on a copy: where it comes from, and for one without data where that is.
+func (fs *FS) markCopy(fd int, in *inode, metacopy bool) error {
+	mark, err := fs.markOf(in.lower)
+	if err != nil {
+		return err
+	}
+	if mark != nil && fs.canMark(in) {
+		if err := fs.setMark(fd, "origin", mark); err != nil {
+			return err
+		}
+	}
+	if metacopy {
+		// Always absolute: it holds wherever the file is moved or linked to.
+		if err := fs.setMark(fd, "redirect", []byte("/"+in.lower.path)); err != nil {
+			return err
+		}
+		return fs.setMark(fd, "metacopy", nil)
+	}
+	return nil
+}
+
+// canMark tells whether the object can carry the overlay's marks: user.* xattrs are for files and directories only (xattr(7)).
+func (fs *FS) canMark(in *inode) bool {
+	return fs.layers.namespace != NamespaceUser || in.isDir() || in.typ == unix.S_IFREG
+}
+
+func (fs *FS) setMark(fd int, mark string, v []byte) error {
+	if err := unix.Setxattr(procFD(fd), fs.prefix+mark, v, 0); err != nil {
+		return fmt.Errorf("set %s%s: %w", fs.prefix, mark, err)
+	}
+	return nil
+}
+
+func (fs *FS) removeMark(fd int, mark string) error {
+	if err := unix.Removexattr(procFD(fd), fs.prefix+mark); err != nil && !noXattr(err) {
+		return fmt.Errorf("remove %s%s: %w", fs.prefix, mark, err)
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+package overlayfuse
+
+import "sync"
+
+// table is the inodes of one mount.
+//
+// Locks: mu is held across no system call; inode.mu may be taken under it.
+type table struct {
+	mu    sync.Mutex
+	byID  map[uint64]*inode
+	byKey map[objKey]*inode
+	last  uint64
+}
+
+func newTable() *table {
+	return &table{byID: map[uint64]*inode{}, byKey: map[objKey]*inode{}}
+}
+
+// get is the inode of a nodeid that the kernel holds.
+func (t *table) get(id uint64) *inode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byID[id]
+}
+
+// intern is the live inode of the same object as n, or n itself, entered. It counts one lookup and adds the alias.
+// Two objects with one identity (a copy of a copied-up file with its xattrs) are told apart by their upper: the second one
+// gets the upper's own identity.
+func (t *table) intern(n *inode, a alias) *inode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.byKey[n.key]
+	if old != nil && !old.same(n) {
+		n.key = n.up.key
+		n.ino = n.fs.inos.number(n.key)
+		if old = t.byKey[n.key]; old != nil && !old.same(n) {
+			delete(t.byKey, n.key)
+			old.hashed = false
+			old = nil
+		}
+	}
+	in := old
+	if in == nil {
+		in = n
+		t.last++
+		in.id = t.last
+		in.hashed = true
+		t.byID[in.id] = in
+		t.byKey[in.key] = in
+	}
+	in.nlookup++
+	t.addAlias(in, a)
+	return in
+}
+
+// same tells whether two inodes of one identity are one object: they are unless their uppers differ.
+//
+// Locks: n is not shared yet.
+func (in *inode) same(n *inode) bool {
+	if in.typ != n.typ {
+		return false
+	}
+	in.mu.RLock()
+	defer in.mu.RUnlock()
+	switch {
+	case in.dead:
+		return false
+	case in.up.exists && n.up.exists:
+		return in.up.key == n.up.key
+	case in.isDir() && in.up.exists != n.up.exists:
+		// A directory is found with its upper, or both without; a copy-up may just have happened.
+		return in.lower != nil
+	}
+	return true
+}
+
+// addAlias enters a name, once.
+//
+// Locks: mu is held.
+func (t *table) addAlias(in *inode, a alias) {
+	if a.parent == nil {
+		return
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for i := range in.aliases {
+		if in.aliases[i].parent == a.parent && in.aliases[i].name == a.name {
+			in.aliases[i].upper = in.aliases[i].upper || a.upper
+			return
+		}
+	}
+	in.aliases = append(in.aliases, a)
+	in.dead = false
+	a.parent.children++
+}
+
+// link adds a name to a live inode.
+func (t *table) link(in *inode, a alias) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.addAlias(in, a)
+}
+
+// unlink takes a name away.
+func (t *table) unlink(in *inode, parent *inode, name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	in.mu.Lock()
+	for i, a := range in.aliases {
+		if a.parent == parent && a.name == name {
+			in.aliases = append(in.aliases[:i:i], in.aliases[i+1:]...)
+			parent.children--
+			break
+		}
+	}
+	in.mu.Unlock()
+	t.reap(parent)
+}
+
+// unhash makes a dead object's identity free for another one.
+func (t *table) unhash(in *inode) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.unhashLocked(in)
+}
+
+func (t *table) unhashLocked(in *inode) {
+	if in.hashed && t.byKey[in.key] == in {
+		delete(t.byKey, in.key)
+	}
+	in.hashed = false
+}
+
+// ref counts one more lookup of an inode that the caller knows to live.
+func (t *table) ref(in *inode) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	in.nlookup++
+}
+
+// forget takes n lookups back.
+func (t *table) forget(in *inode, n uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	in.nlookup -= min(n, in.nlookup)
+	t.reap(in)
+}
+
+// reap drops an inode that nobody holds, and those above it that only it held.
+//
+// Locks: mu is held.
+func (t *table) reap(in *inode) {
+	for in != nil && in.nlookup == 0 && in.children == 0 && !in.root {
+		if t.byID[in.id] != in {
+			return
+		}
+		delete(t.byID, in.id)
+		t.unhashLocked(in)
+		in.mu.Lock()
+		aliases, pin := in.aliases, in.pin
+		in.aliases, in.pin = nil, nil
+		in.mu.Unlock()
+		if pin != nil {
+			pin.release()
+		}
+		if in.isDir() {
+			in.fs.dirs.drop(dirKey{in: in})
+		}
+		in.fs.dropFile(in)
+		var up *inode
+		for _, a := range aliases {
+			a.parent.children--
+			if up == nil {
+				up = a.parent
+				continue
+			}
+			t.reap(a.parent)
+		}
+		in = up
+	}
+}
+
+// all are the live inodes.
+func (t *table) all() []*inode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	ins := make([]*inode, 0, len(t.byID))
+	for _, in := range t.byID {
+		ins = append(ins, in)
+	}
+	return ins
+}
