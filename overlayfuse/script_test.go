@@ -157,7 +157,7 @@ func newScript(env *testscript.Env, system string) error {
 	t := env.T()
 	env.Defer(func() {
 		err := s.finish()
-		if rerr := os.RemoveAll(s.dir); rerr != nil {
+		if rerr := fstool.RemoveTree(s.dir); rerr != nil {
 			err = errors.Join(err, rerr)
 		}
 		if err != nil {

@@ -3,8 +3,10 @@ package fstool
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -199,4 +201,18 @@ func descend(a []string, each, last func(fd int) error) error {
 		return nil
 	}
 	return last(fd)
+}
+
+// RemoveTree removes a directory tree, what file flags protect in it too.
+func RemoveTree(root string) error {
+	if os.RemoveAll(root) == nil {
+		return nil
+	}
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && (e.IsDir() || e.Type().IsRegular()) {
+			_, err = setflags(nil, []string{path, ""})
+		}
+		return err
+	})
+	return errors.Join(err, os.RemoveAll(root))
 }
