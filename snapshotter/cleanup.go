@@ -95,7 +95,7 @@ func (s *Snapshotter) inUse(ctx context.Context) (map[string]bool, error) {
 	}
 	used := table.using(s.root.snapshots())
 	specs, err := s.cfg.Mounter.Mounted(ctx)
-	if errdefs.IsUnavailable(err) && !table.hasFUSE() {
+	if errdefs.IsUnavailable(err) && !table.hasFUSE(s.root.mounts()) {
 		return used, nil
 	}
 	if err != nil {

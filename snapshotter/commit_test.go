@@ -185,10 +185,10 @@ func TestCleanupKeepsWhatIsInUse(t *testing.T) {
 		view, err := b.s.Mounts(b.ctx, "v")
 		require.NoError(t, err)
 		v := b.mounted(view)
-		require.NoError(t, b.s.Remove(b.ctx, "v"))
-		require.NoError(t, b.s.Remove(b.ctx, "c"))
-		require.NoError(t, b.s.Remove(b.ctx, "two"))
-		require.NoError(t, b.s.Remove(b.ctx, "one"))
+		b.remove("v")
+		b.remove("c")
+		b.remove("two")
+		b.remove("one")
 		require.NoError(t, b.s.Cleanup(b.ctx))
 		requireFile(t, c+"/etc/one", "1")
 		requireFile(t, c+"/etc/mine", "3")
@@ -215,8 +215,8 @@ func TestCleanupKeepsABoundLayer(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bench) {
 		b.layer("one", "", func(dir string) { write(t, dir+"/f", "1") })
 		v := b.view("v", "one")
-		require.NoError(t, b.s.Remove(b.ctx, "v"))
-		require.NoError(t, b.s.Remove(b.ctx, "one"))
+		b.remove("v")
+		b.remove("one")
 		require.NoError(t, b.s.Cleanup(b.ctx))
 		requireFile(t, v+"/f", "1")
 		require.NoError(t, detach(v))
@@ -230,7 +230,7 @@ func TestCleanupWithoutKnowledgeDeletesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bench) {
 		withImage(t, b)
 		id := b.id("c")
-		require.NoError(t, b.s.Remove(b.ctx, "c"))
+		b.remove("c")
 		b.k.fault = func(method string, _ MountSpec) error {
 			if method == "Mounted" {
 				return errors.New("timed out")
@@ -249,7 +249,7 @@ func TestRemoveIsQuick(t *testing.T) {
 		c := withImage(t, b)
 		id := b.id("c")
 		require.NoError(t, detach(c))
-		require.NoError(t, b.s.Remove(b.ctx, "c"))
+		b.remove("c")
 		requireFile(t, b.s.root.layer(id)+"/etc/mine", "3")
 		_, err := b.s.Prepare(b.ctx, "c", "two")
 		require.NoError(t, err, "the key is free at once")

@@ -205,6 +205,7 @@ func TestCrashAfterTheTransactionOfCommit(t *testing.T) {
 		}
 		require.NoError(t, os.Mkdir(filepath.Join(b.s.root.work(id), "kept"), 0o700))
 		require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+		b.s.background.Wait()
 		b.k.fault = nil
 		require.NoError(t, os.MkdirAll(b.s.root.work(id)+"/work", 0o700)) // dropWork had come that far already
 		mounted, _, err := mountedAt(b.s.root.mountPoint(id))
@@ -231,7 +232,8 @@ func TestCrashAfterTheTransactionOfRemove(t *testing.T) {
 			}
 			return nil
 		}
-		require.NoError(t, b.s.Remove(b.ctx, "c"))
+		b.remove("c")
+		b.s.background.Wait()
 		b.k.fault = nil
 		require.NoError(t, detach(c))
 		b.reopen()
@@ -344,6 +346,7 @@ func TestPrepareThatCannotMountLeavesNothing(t *testing.T) {
 		require.ErrorIs(t, err, errCut)
 		_, err = b.s.Stat(b.ctx, "c")
 		require.True(t, errdefs.IsNotFound(err), "%v", err)
+		b.s.background.Wait()
 		b.k.fault = nil
 		b.requireClean()
 		require.Empty(t, names(t, b.s.root.mounts()))
@@ -360,6 +363,7 @@ func TestMountServerOutOfReachIsNamed(t *testing.T) {
 		require.ErrorContains(t, err, "/run/x")
 		require.False(t, strings.Contains(err.Error(), "undo"), "%v", err)
 		b.layer("two", "one", nil) // images are unpacked without a mount server
+		b.s.background.Wait()
 		b.k.fault = nil
 		b.requireClean()
 	})

@@ -118,10 +118,11 @@ func TestFUSEMountIsWhatTheContainerSees(t *testing.T) {
 	c := b.container("c", "one")
 	table, err := readMountTable()
 	require.NoError(t, err)
-	require.True(t, table.hasFUSE())
+	require.True(t, table.hasFUSE(b.s.root.mounts()))
 	for _, m := range table {
 		if m.Mountpoint == c {
 			require.Equal(t, fuseType, m.FSType)
+			require.Equal(t, b.s.root.mountPoint(b.id("c")), m.Source)
 			require.NotContains(t, m.Options, "nosuid")
 			require.NotContains(t, m.Options, "nodev")
 			return

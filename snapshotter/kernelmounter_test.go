@@ -46,6 +46,11 @@ func (k *kernelMounter) Mount(_ context.Context, spec MountSpec) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	for id, old := range k.specs { // a device number comes back once its file system is gone
+		if old.major == at[0].Major && old.minor == at[0].Minor {
+			delete(k.specs, id)
+		}
+	}
 	k.specs[spec.ID] = kernelMount{spec: spec, major: at[0].Major, minor: at[0].Minor}
 	return nil
 }

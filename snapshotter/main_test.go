@@ -200,6 +200,13 @@ func (b *bench) view(key, parent string) string {
 	return b.mounted(mounts)
 }
 
+// remove removes a snapshot and waits for its unmount.
+func (b *bench) remove(key string) {
+	b.t.Helper()
+	require.NoError(b.t, b.s.Remove(b.ctx, key))
+	b.s.background.Wait()
+}
+
 func (b *bench) id(key string) string {
 	b.t.Helper()
 	r, err := b.s.read(b.ctx, key)

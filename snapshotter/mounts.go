@@ -154,7 +154,8 @@ func (s *Snapshotter) spec(r record) MountSpec {
 		ID:         s.root.mountPoint(r.id),
 		MountPoint: s.root.mountPoint(r.id),
 		Lower:      s.lower(r),
-		Options:    s.cfg.MountOptions,
+		// the source of the mount, and of every bind of it, tells whose it is
+		Options: append([]string{"fsname=" + s.root.mountPoint(r.id)}, s.cfg.MountOptions...),
 	}
 	if r.info.Kind == snapshots.KindActive {
 		spec.Upper, spec.Work = s.root.layer(r.id), s.root.work(r.id)

@@ -23,10 +23,10 @@ func readMountTable() (mountTable, error) {
 	return all, nil
 }
 
-// hasFUSE tells whether a mount server's mount is there.
-func (t mountTable) hasFUSE() bool {
+// hasFUSE tells whether a mount server's mount of a directory in points, or a bind of one, is there.
+func (t mountTable) hasFUSE(points string) bool {
 	for _, m := range t {
-		if m.FSType == fuseType {
+		if m.FSType == fuseType && strings.HasPrefix(m.Source, points+"/") {
 			return true
 		}
 	}

@@ -24,7 +24,7 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 	specs, err := s.cfg.Mounter.Mounted(ctx)
 	if errdefs.IsUnavailable(err) {
 		table, terr := readMountTable()
-		if terr != nil || table.hasFUSE() {
+		if terr != nil || table.hasFUSE(s.root.mounts()) {
 			return errors.Join(err, terr)
 		}
 	} else if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 )
 
-// Remove forgets a snapshot and unmounts it; the key is free at once. Its files are deleted by Cleanup: containerd calls
+// Remove forgets a snapshot and has it unmounted; the key is free at once. Its files are deleted by Cleanup: containerd calls
 // Remove inside its own locks, so it does nothing that takes longer with more files.
 //
 // Errors: errdefs.ErrNotFound; errdefs.ErrFailedPrecondition if the snapshot has children.
@@ -19,16 +19,20 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
-	defer unlock()
 	if err := s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 		_, _, err := storage.Remove(ctx, key)
 		return err
 	}); err != nil {
+		unlock()
 		return fmt.Errorf("remove snapshot %s: %w", key, err)
 	}
 	s.marks.forget(r.id)
 	s.usage.forget(r.id)
-	s.unmount(ctx, r.id)
+	// A mount server gives a mount that is still in use some time to end. Whoever needs the outcome waits for the id's lock.
+	s.background.Go(func() {
+		defer unlock()
+		s.unmount(ctx, r.id)
+	})
 	return nil
 }
 

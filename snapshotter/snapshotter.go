@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -42,6 +43,8 @@ type Snapshotter struct {
 	ids   idLocks
 	usage usageCache
 	marks marksCache
+	// background is unmounting removed snapshots.
+	background sync.WaitGroup
 	// kernelViews: the kernel's overlayfs follows redirects on this root's file system.
 	kernelViews bool
 }
@@ -97,6 +100,7 @@ func (s *Snapshotter) open(ctx context.Context) error {
 
 // Close releases the root for the next process. Mounts go on. Closing twice is fine.
 func (s *Snapshotter) Close() error {
+	s.background.Wait()
 	err := s.store.Close()
 	if cerr := s.root.close(); err == nil {
 		err = cerr
