@@ -44,13 +44,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err != nil:
-		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+		complain(stderr, err)
 		return exitUsage
 	case done:
 		return exitOK
 	}
 	if err := serve(ctx, cfg); err != nil {
-		fmt.Fprintf(stderr, "%s: %v\n", name, err)
+		complain(stderr, err)
 		return exitFailure
 	}
 	return exitOK
@@ -113,7 +113,7 @@ func configCommand(args []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) == 1 && args[0] == "default":
 		if _, err := io.WriteString(stdout, config.Example); err != nil {
-			fmt.Fprintf(stderr, "%s: %v\n", name, err)
+			complain(stderr, err)
 			return exitFailure
 		}
 		return exitOK
@@ -129,14 +129,22 @@ func configCommand(args []string, stdout, stderr io.Writer) int {
 			file = flags.Arg(0)
 		}
 		if _, err := config.Load(file); err != nil {
-			fmt.Fprintf(stderr, "%s: %v\n", name, err)
+			complain(stderr, err)
 			return exitUsage
 		}
-		fmt.Fprintf(stdout, "%s: ok\n", file)
+		if _, err := fmt.Fprintf(stdout, "%s: ok\n", file); err != nil {
+			complain(stderr, err)
+			return exitFailure
+		}
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "usage: %s config default | config check [FILE]\n", name)
+	complain(stderr, errors.New("usage: "+name+" config default | config check [FILE]"))
 	return exitUsage
+}
+
+// complain says what went wrong; the exit code says that something did.
+func complain(stderr io.Writer, err error) {
+	_, _ = fmt.Fprintf(stderr, "%s: %v\n", name, err) // there is nowhere else to say it
 }
 
 // buildVersion is the module's version or the commit it was built from, as the go command recorded them.

@@ -260,7 +260,9 @@ func TestServesAndStops(t *testing.T) {
 		s := newSite(t, "[log]\nformat = \"json\"\nlevel = \"debug\"")
 		stale, err := net.Listen("unix", s.dir+"/stale")
 		require.NoError(t, err)
-		stale.(*net.UnixListener).SetUnlinkOnClose(false)
+		listener, ok := stale.(*net.UnixListener)
+		require.True(t, ok)
+		listener.SetUnlinkOnClose(false)
 		require.NoError(t, stale.Close())
 		require.NoError(t, os.Mkdir(filepath.Dir(s.address), 0o700))
 		require.NoError(t, os.Rename(s.dir+"/stale", s.address))
@@ -388,7 +390,9 @@ func TestWithoutAMountServer(t *testing.T) {
 	require.ErrorContains(t, err, s.control)
 	_, err = sn.Stat(ctx, "c")
 	require.Error(t, err, "the failed Prepare left nothing")
-	require.NoError(t, sn.(snapshots.Cleaner).Cleanup(ctx))
+	cleaner, ok := sn.(snapshots.Cleaner)
+	require.True(t, ok)
+	require.NoError(t, cleaner.Cleanup(ctx))
 }
 
 // TestMountServerThatCannotStart: its last words are in the error.
