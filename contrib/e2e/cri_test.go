@@ -50,7 +50,6 @@ func TestPodThroughCRI(t *testing.T) {
 
 	pod := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "pod", Namespace: "default", Uid: "pod-1"},
-		Hostname:     "pod",
 		LogDirectory: t.TempDir(),
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent: "/" + stack.vars["CONTAINERD_NAMESPACE"] + "/pods",
@@ -59,7 +58,11 @@ func TestPodThroughCRI(t *testing.T) {
 			},
 		},
 	}
-	sandbox, err := runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: pod})
+	request := &cri.RunPodSandboxRequest{Config: pod}
+	if stack.snapshotter == "overlayfuse" {
+		request.RuntimeHandler = "overlayfuse" // what a pod's runtimeClassName comes to
+	}
+	sandbox, err := runtime.RunPodSandbox(ctx, request)
 	if err != nil {
 		t.Fatal(err)
 	}

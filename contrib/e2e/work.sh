@@ -9,7 +9,8 @@ step() { echo "step: $*"; }
 
 step dpkg
 # before who pre-depends on them
-dpkg -i /debs/libpython3.11-minimal*.deb /debs/libssl3*.deb /debs/libexpat1*.deb /debs/python3.11-minimal*.deb /debs/python3-minimal*.deb
+dpkg -i /debs/libpython3.11-minimal*.deb /debs/libssl3*.deb /debs/libexpat1*.deb /debs/python3.11-minimal*.deb
+dpkg -i /debs/python3-minimal*.deb
 dpkg -i /debs/*.deb
 dpkg --purge nano
 dpkg --audit
@@ -115,7 +116,7 @@ ldconfig
 step find
 find / -xdev \( -path /debs -o -path /proc -o -path /sys -o -path /dev -o -path /run \) -prune -o -print | sort >/srv/found
 find / -xdev -name '*.md5sums' -newer /etc/passwd -print | sort
-find /usr/lib/x86_64-linux-gnu -name 'gconv*' -delete
+find /usr/lib/x86_64-linux-gnu -type f -path '*/gconv/*' -delete
 
 step rm
 rm -rf /usr/share

@@ -43,29 +43,33 @@ wait_for() {
 	done
 }
 
+# here gives the files that contrib ships for a machine the paths of this stack.
+here() {
+	sed -e "s#/run/containerd-overlayfuse-grpc/containerd-overlayfuse-grpc.sock#$dir/snapshotter.sock#" \
+		-e "s#/var/lib/containerd-overlayfuse-grpc#$snapshot_root#" \
+		-e "s#/run/overlayfuse/control.sock#$dir/overlayfuse.sock#" \
+		-e "s#linux/amd64#linux/$(go env GOARCH)#" "$repo_dir/contrib/$1"
+}
+
 write_config() {
+	local imports=
+	if [ "$SNAPSHOTTER" = overlayfuse ]; then
+		imports="'$dir/conf.d/*.toml'"
+		mkdir "$dir/conf.d"
+		here containerd/overlayfuse.toml >"$dir/conf.d/overlayfuse.toml"
+		here systemd/config.toml >"$dir/overlayfuse.toml"
+	fi
 	cat >"$dir/containerd.toml" <<-EOF
 		version = 3
 		root = '$dir/root'
 		state = '$dir/state'
-		imports = []
+		imports = [$imports]
 		disabled_plugins = ['io.containerd.snapshotter.v1.btrfs', 'io.containerd.snapshotter.v1.devmapper',
 		  'io.containerd.snapshotter.v1.zfs', 'io.containerd.snapshotter.v1.blockfile', 'io.containerd.nri.v1.nri']
 		[grpc]
 		  address = '$dir/containerd.sock'
-		[proxy_plugins.overlayfuse]
-		  type = 'snapshot'
-		  address = '$dir/snapshotter.sock'
-		[proxy_plugins.overlayfuse.exports]
-		  root = '$snapshot_root'
 		[plugins.'io.containerd.internal.v1.opt']
 		  path = '$dir/opt'
-		[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-		  platform = 'linux/$(go env GOARCH)'
-		  snapshotter = 'overlayfs'
-		[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
-		  platform = 'linux/$(go env GOARCH)'
-		  snapshotter = 'overlayfuse'
 		[plugins.'io.containerd.cri.v1.images']
 		  snapshotter = '$SNAPSHOTTER'
 		[plugins.'io.containerd.cri.v1.images'.pinned_images]
@@ -77,9 +81,6 @@ write_config() {
 		[plugins.'io.containerd.cri.v1.runtime'.cni]
 		  conf_dir = '$dir/cni'
 	EOF
-	if [ "$SNAPSHOTTER" = overlayfs ]; then
-		sed -i -e '/^\[proxy_plugins/,/^  root =/d' -e "/unpack_config/{N;N;/'overlayfuse'/d}" "$dir/containerd.toml"
-	fi
 	cat >"$dir/nerdctl.toml" <<-EOF
 		address = "unix://$dir/containerd.sock"
 		namespace = "$namespace"
@@ -88,13 +89,6 @@ write_config() {
 		data_root = "$dir/nerdctl"
 		cni_netconfpath = "$dir/cni"
 		hosts_dir = ["$dir/hosts"]
-	EOF
-	cat >"$dir/overlayfuse.toml" <<-EOF
-		root = "$snapshot_root"
-		address = "$dir/snapshotter.sock"
-		[server]
-		socket = "$dir/overlayfuse.sock"
-		autostart = false
 	EOF
 }
 

@@ -1,0 +1,2 @@
+// Package kubernetes holds manifests, and tests of them.
+package kubernetes

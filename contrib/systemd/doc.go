@@ -1,0 +1,2 @@
+// Package systemd holds unit files, and tests of them.
+package systemd
