@@ -8,10 +8,12 @@ set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
 state() {
+	local name device
 	awk '{ print "mount", $5, $1 }' /proc/self/mountinfo | sed 's/ [0-9]*$//'
-	grep -H . /sys/block/loop*/loop/backing_file 2>/dev/null | sed 's/^/loop /' || [ $? = 1 ]
+	find /sys/block/ -maxdepth 1 -name 'loop*' | while read -r device; do
+		[ ! -e "$device/loop/backing_file" ] || echo "loop $device $(cat "$device/loop/backing_file")"
+	done
 	find /sys/fs/cgroup -mindepth 2 -type d 2>/dev/null | sed 's/^/cgroup /'
-	local name
 	for name in net/ipv4/ip_forward kernel/panic kernel/panic_on_oops vm/overcommit_memory net/ipv4/ping_group_range; do
 		echo "sysctl $name $(cat "/proc/sys/$name")"
 	done
