@@ -156,6 +156,7 @@ func (b *bench) reopen() {
 }
 
 // layer commits a layer that fill makes below dir, as an image's layer is unpacked: through the named upper directory.
+// The layer must be the same when the test ends.
 func (b *bench) layer(name, parent string, fill func(dir string)) {
 	b.t.Helper()
 	key := "test/7/extract-1 " + name
@@ -173,6 +174,7 @@ func (b *bench) layer(name, parent string, fill func(dir string)) {
 		fill(upper)
 	}
 	require.NoError(b.t, b.s.Commit(b.ctx, name, key))
+	b.seal(name)
 }
 
 // mounted mounts what the snapshotter said and gives the directory. It is unmounted before the test ends.

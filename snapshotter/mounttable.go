@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -31,6 +32,17 @@ func (t mountTable) hasFUSE(points string) bool {
 		}
 	}
 	return false
+}
+
+// readOnlyBelow is the names in the directory on which a file system that is read-only as a whole is mounted.
+func (t mountTable) readOnlyBelow(dir string) map[string]bool {
+	names := make(map[string]bool)
+	for _, m := range t {
+		if name, ok := strings.CutPrefix(m.Mountpoint, dir+"/"); ok && slices.Contains(strings.Split(m.VFSOptions, ","), "ro") {
+			names[name] = true
+		}
+	}
+	return names
 }
 
 // using is the names of the directory's entries that are bound somewhere or are layers of an overlay.

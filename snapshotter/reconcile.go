@@ -20,27 +20,33 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	served := make(map[string]bool)
-	specs, err := s.cfg.Mounter.Mounted(ctx)
-	if errdefs.IsUnavailable(err) {
-		table, terr := readMountTable()
-		if terr != nil || table.hasFUSE(s.root.mounts()) {
-			return errors.Join(err, terr)
-		}
-	} else if err != nil {
+	table, err := readMountTable()
+	if err != nil {
 		return err
 	}
-	ids := make(map[string]bool)
+	specs, err := s.cfg.Mounter.Mounted(ctx)
+	if err != nil && (!errdefs.IsUnavailable(err) || table.hasFUSE(s.root.mounts())) {
+		return err
+	}
+	known, err := s.kindsNow(ctx)
+	if err != nil {
+		return err
+	}
+	ids, served := make(map[string]bool), make(map[string]bool)
 	for _, p := range points {
 		ids[p.Name()] = true
 	}
 	for _, spec := range specs {
-		if rest, ok := strings.CutPrefix(spec.ID, s.root.mounts()+"/"); ok {
-			served[rest], ids[rest] = true, true
+		if id, ok := strings.CutPrefix(spec.ID, s.root.mounts()+"/"); ok {
+			ids[id], served[id] = true, true
 		}
 	}
+	readOnly := table.readOnlyBelow(s.root.mounts())
 	var faults []error
 	for id := range ids {
+		if live(known[id]) && served[id] && (known[id] == snapshots.KindView || !readOnly[id]) {
+			continue
+		}
 		if err := s.reconcileOne(ctx, id, served[id]); err != nil {
 			faults = append(faults, fmt.Errorf("mount %s: %w", id, err))
 		}
@@ -48,41 +54,46 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 	return errors.Join(faults...)
 }
 
-// reconcileOne brings one mount in line.
+// live tells the kinds of snapshot that are mounted.
+func live(k snapshots.Kind) bool { return k == snapshots.KindActive || k == snapshots.KindView }
+
+func (s *Snapshotter) kindsNow(ctx context.Context) (known map[string]snapshots.Kind, err error) {
+	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		known, err = kinds(ctx)
+		return err
+	})
+	return known, err
+}
+
+// reconcileOne brings one mount in line. What was seen of it before may have changed, so it is looked at again.
 func (s *Snapshotter) reconcileOne(ctx context.Context, id string, served bool) error {
 	unlock, err := s.ids.lock(ctx, id)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	var known map[string]snapshots.Kind
-	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
-		known, err = kinds(ctx)
-		return err
-	}); err != nil {
+	known, err := s.kindsNow(ctx)
+	if err != nil {
 		return err
 	}
-	kind, point := known[id], s.root.mountPoint(id)
-	switch {
-	case kind != snapshots.KindActive && kind != snapshots.KindView:
+	point := s.root.mountPoint(id)
+	if !live(known[id]) {
 		if served {
 			if err := s.cfg.Mounter.Unmount(ctx, point); err != nil {
 				return err
 			}
 		}
 		return s.dropMountPoint(point)
-	case !served:
-		// Another call may have mounted it since; ask again under the lock.
-		if live, err := s.serving(ctx, point); live != nil || err != nil {
-			if errdefs.IsUnavailable(err) {
-				err = detach(point)
-			}
-			return err
-		}
+	}
+	now, err := s.serving(ctx, point)
+	switch {
+	case errdefs.IsUnavailable(err) && !served, err == nil && now == nil:
 		return detach(point)
+	case err != nil:
+		return err
 	}
 	mounted, readOnly, err := mountedAt(point)
-	if err == nil && mounted && readOnly && kind == snapshots.KindActive {
+	if err == nil && mounted && readOnly && known[id] == snapshots.KindActive {
 		err = setReadOnly(point, false)
 	}
 	return err
