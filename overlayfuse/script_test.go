@@ -76,6 +76,12 @@ func runTests(m *testing.M) (code int, err error) {
 	if err := os.Chmod(testRoot, 0o755); err != nil {
 		return 1, err
 	}
+	// Children sleep a second at their end otherwise, and nobody reads what the server in the background says.
+	races := filepath.Join(testRoot, "race")
+	if err := os.Setenv("GORACE", "atexit_sleep_ms=0 log_path="+races); err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, readRaces(races)) }()
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		return 1, err
@@ -94,6 +100,16 @@ func runTests(m *testing.M) (code int, err error) {
 		}
 	}
 	return m.Run(), nil
+}
+
+// readRaces is what the race detector wrote in any child.
+func readRaces(prefix string) error {
+	logs, err := filepath.Glob(prefix + ".*")
+	for _, l := range logs {
+		b, rerr := os.ReadFile(l)
+		err = errors.Join(err, rerr, fmt.Errorf("data race in a child:\n%s", b))
+	}
+	return err
 }
 
 func systems() []string {
