@@ -33,7 +33,8 @@ views = "auto"
 # Control socket of the mount server, "overlayfuse serve". It is a process of its own: the mounts live in it,
 # and go on while this daemon is stopped, killed or replaced.
 socket = "/run/overlayfuse/control.sock"
-# Start the mount server when nothing listens there. Turn it off where a service manager runs the mount server.
+# Start the mount server when nothing listens there; it then logs to SOCKET.log. Turn it off where a service manager runs
+# the mount server.
 autostart = true
 # Its command line; empty: ["overlayfuse", "serve", "--socket", SOCKET].
 command = []
