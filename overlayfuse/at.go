@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -31,7 +32,7 @@ func openIn(dir int, name string, flags uint64, mode uint32) (int, error) {
 	}
 	for {
 		fd, err := unix.Openat2(dir, name, &how)
-		if err != unix.EINTR && err != unix.EAGAIN {
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
 			return fd, err
 		}
 	}
@@ -51,7 +52,7 @@ func procAt(dir int, name string) string { return procFD(dir) + "/" + name }
 func reopen(fd, flags int) (*os.File, error) {
 	for {
 		n, err := unix.Open(procFD(fd), flags|unix.O_CLOEXEC, 0)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
@@ -90,7 +91,7 @@ func getXattr(path, attr string) ([]byte, error) {
 	buf := make([]byte, 256)
 	for {
 		n, err := unix.Lgetxattr(path, attr, buf)
-		if err == unix.ERANGE && len(buf) < xattrMax {
+		if errors.Is(err, unix.ERANGE) && len(buf) < xattrMax {
 			buf = make([]byte, xattrMax)
 			continue
 		}
@@ -106,7 +107,7 @@ func getXattrFD(fd int, attr string) ([]byte, error) {
 	buf := make([]byte, 256)
 	for {
 		n, err := unix.Getxattr(procFD(fd), attr, buf)
-		if err == unix.ERANGE && len(buf) < xattrMax {
+		if errors.Is(err, unix.ERANGE) && len(buf) < xattrMax {
 			buf = make([]byte, xattrMax)
 			continue
 		}
@@ -122,7 +123,7 @@ func listXattrFD(fd int) ([]string, error) {
 	buf := make([]byte, 1024)
 	for {
 		n, err := unix.Listxattr(procFD(fd), buf)
-		if err == unix.ERANGE && len(buf) < xattrMax {
+		if errors.Is(err, unix.ERANGE) && len(buf) < xattrMax {
 			buf = make([]byte, xattrMax)
 			continue
 		}
@@ -152,7 +153,7 @@ func splitNames(b []byte) []string {
 
 // noXattr tells that there is no such xattr, or none at all on this file system.
 func noXattr(err error) bool {
-	return err == unix.ENODATA || err == unix.EOPNOTSUPP
+	return errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP)
 }
 
 // chmodFD sets the mode of what fd (O_PATH) names.

@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -220,7 +221,7 @@ func (fs *FS) dressNew(fd int, o newObject, uid, gid int, acls newACLs) error {
 // Errors: EEXIST where there is anything but a whiteout.
 func (fs *FS) place(t *temp, d *dirFD, name string) error {
 	err := fs.giveName(t, d.fd, name)
-	if err != unix.EEXIST {
+	if !errors.Is(err, unix.EEXIST) {
 		return wrapName(name, err)
 	}
 	st, err := statAt(d.fd, name)

@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -68,7 +69,7 @@ func (fs *FS) copyXattrs(src, dst int) error {
 			return fmt.Errorf("read xattr %s: %w", n, err)
 		}
 		err = unix.Setxattr(procFD(dst), n, v, 0)
-		if err == unix.EOPNOTSUPP && !mustCopy(n) {
+		if errors.Is(err, unix.EOPNOTSUPP) && !mustCopy(n) {
 			continue
 		}
 		if err != nil {

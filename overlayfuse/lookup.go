@@ -63,7 +63,6 @@ func (fs *FS) lookup(p *inode, name string) (*inode, error) {
 	return fs.tab.intern(n.inode, alias{parent: p, name: name, upper: n.named}), nil
 }
 
-
 // candidate is a looked up object that is not in the table yet, and whether the upper holds its name.
 type candidate struct {
 	*inode
@@ -185,7 +184,7 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 	}
 	defer d.release()
 	st, err := statAt(d.fd, name)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		return nil, false, nil
 	}
 	if err != nil {

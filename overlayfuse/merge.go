@@ -97,7 +97,7 @@ func (c *chain) lookupLayer(s *search, r ref) error {
 	}
 	defer d.release()
 	st, err := statAt(d.fd, s.name)
-	if err == unix.ENOENT || err == unix.ENAMETOOLONG {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENAMETOOLONG) {
 		return nil
 	}
 	here := ref{r.layer, joinPath(r.path, s.name)}

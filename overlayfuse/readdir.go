@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -201,7 +202,7 @@ func (l *lister) add(d *dirFD, upper bool) error {
 		}
 		e.ino = l.fs.inos.number(objKey{st.Dev, e.ino})
 		if mapped || upper && isDir(e.mode) && l.in.lower != nil {
-			if err := l.resolve(&e); err == unix.ENOENT {
+			if err := l.resolve(&e); errors.Is(err, unix.ENOENT) {
 				continue // it has just gone
 			} // any other error a lookup of the name will tell
 		}
@@ -216,7 +217,7 @@ func (l *lister) isWhiteout(d *dirFD, e *dirent, xwhiteouts bool) (bool, error) 
 		return false, nil
 	}
 	st, err := statAt(d.fd, e.name)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		return true, nil
 	}
 	if err != nil {
@@ -259,7 +260,7 @@ func readDirents(dir int) ([]dirent, error) {
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := unix.Getdents(fd, buf)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

@@ -192,8 +192,8 @@ func (fs *FS) discard(name string) {
 // removeTree removes name below dir with all that is in it.
 func removeTree(dir int, name string) error {
 	err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
-	if err != unix.ENOTEMPTY && err != unix.EEXIST {
-		if err == unix.ENOTDIR {
+	if !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, unix.EEXIST) {
+		if errors.Is(err, unix.ENOTDIR) {
 			err = unix.Unlinkat(dir, name, 0)
 		}
 		return err

@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -275,7 +276,7 @@ func (fs *FS) makeRoom(from, to *side) (over bool, err error) {
 		return false, nil
 	}
 	st, err := statAt(to.dir.fd, to.name)
-	if err == unix.ENOENT {
+	if errors.Is(err, unix.ENOENT) {
 		return false, nil
 	}
 	if err != nil {

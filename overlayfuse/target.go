@@ -15,12 +15,12 @@ type target struct {
 	in *inode
 
 	// What Stage learned and Commit needs. Written by Stage, under the reservation in.copy, which Stage takes and Commit or Abort gives back.
-	unlock   func()
-	stage    *temp // a new file; nil if the metacopy upper itself is filled
-	at       alias
-	atime    unix.Timespec // of the metacopy upper, which filling it would change
-	mtime    unix.Timespec
-	caps     []byte // its security.capability, which a write takes away
+	unlock func()
+	stage  *temp // a new file; nil if the metacopy upper itself is filled
+	at     alias
+	atime  unix.Timespec // of the metacopy upper, which filling it would change
+	mtime  unix.Timespec
+	caps   []byte // its security.capability, which a write takes away
 }
 
 var (

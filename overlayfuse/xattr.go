@@ -132,10 +132,11 @@ func (fs *FS) listXattr(in *inode) ([]string, error) {
 
 // callerHas tells whether a process has a capability in its effective set. One that can't be seen has none.
 func callerHas(pid uint32, capability uint) bool {
-	f, err := os.Open("/proc/" + strconv.FormatUint(uint64(pid), 10) + "/status")
+	fd, err := unix.Open("/proc/"+strconv.FormatUint(uint64(pid), 10)+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
+	f := os.NewFile(uintptr(fd), "status")
 	defer func() { _ = f.Close() }() // read-only
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if set, ok := strings.CutPrefix(s.Text(), "CapEff:"); ok {
