@@ -71,7 +71,7 @@ func (m *model) step() {
 	if m.rng.IntN(4) == 0 {
 		m.kernel.arm(1+m.rng.IntN(12), injections[m.rng.IntN(len(injections))])
 	}
-	name, err, next := m.random()
+	name, next, err := m.random()
 	m.kernel.arm(0, injection{})
 	m.log = append(m.log, name)
 	got := content(m.t, m.File)
@@ -86,53 +86,53 @@ func (m *model) step() {
 }
 
 // random does an operation and gives what the content is if it succeeded.
-func (m *model) random() (name string, err error, next []byte) {
+func (m *model) random() (name string, next []byte, err error) {
 	off, n := m.rng.IntN(100<<10), 1+m.rng.IntN(20<<10)
 	switch m.rng.IntN(12) {
 	case 0:
 		if err = m.Open(false); err == nil {
 			m.readers++
 		}
-		return "open", err, m.want
+		return "open", m.want, err
 	case 1:
 		if err = m.Open(true); err == nil {
 			m.writers++
 		}
-		return "open write", err, m.want
+		return "open write", m.want, err
 	case 2:
 		if m.readers > 0 {
 			err, m.readers = m.Close(false), m.readers-1
 		}
-		return "close", err, m.want
+		return "close", m.want, err
 	case 3:
 		if m.writers > 0 {
 			err, m.writers = m.Close(true), m.writers-1
 		}
-		return "close write", err, m.want
+		return "close write", m.want, err
 	case 4:
-		return "seek", m.seek(int64(off)), m.want
+		return "seek", m.want, m.seek(int64(off))
 	case 5:
-		return "read", m.read(off, n), m.want
+		return "read", m.want, m.read(off, n)
 	case 6:
 		if m.rng.IntN(4) > 0 {
-			return "sync", m.Sync(m.rng.IntN(2) == 0), m.want
+			return "sync", m.want, m.Sync(m.rng.IntN(2) == 0)
 		}
-		return "fault", m.Fault(context.Background()), m.want
+		return "fault", m.want, m.Fault(context.Background())
 	case 7:
-		return "truncate", m.Truncate(int64(off)), resized(off)(m.want)
+		return "truncate", resized(off)(m.want), m.Truncate(int64(off))
 	case 8:
 		return m.allocate(off, n)
 	case 9:
 		n = min(n, 8000)
-		return "copy range", copyAll(m.other, m.File, 500, int64(off), int64(n)), patched(pattern(9000, 77)[500:500+n], off)(m.want)
+		return "copy range", patched(pattern(9000, 77)[500:500+n], off)(m.want), copyAll(m.other, m.File, 500, int64(off), int64(n))
 	default:
 		p := pattern(n, byte(m.rng.IntN(256)))
 		_, err = m.WriteAt(p, int64(off), SyncMode(m.rng.IntN(3)))
-		return "write", err, patched(p, off)(m.want)
+		return "write", patched(p, off)(m.want), err
 	}
 }
 
-func (m *model) allocate(off, n int) (string, error, []byte) {
+func (m *model) allocate(off, n int) (string, []byte, error) {
 	var mode uint32
 	next := m.want
 	switch m.rng.IntN(4) {
@@ -148,7 +148,7 @@ func (m *model) allocate(off, n int) (string, error, []byte) {
 		next = patched(make([]byte, n), off)(m.want)
 	}
 	err := m.Allocate(mode, int64(off), int64(n))
-	return "allocate " + strconv.Itoa(int(mode)), err, next
+	return "allocate " + strconv.Itoa(int(mode)), next, err
 }
 
 // read compares a part.
