@@ -109,12 +109,22 @@ func (p *process) pread(a []string) (string, error) {
 // text shows content: as it is, but zero bytes as "." .
 func text(b []byte) string { return strings.ReplaceAll(string(b), "\x00", ".") }
 
+// content is the TEXT of a request: x*4096 is 4096 times x, all else is as it is.
+func content(words string) []byte {
+	if char, count, ok := strings.Cut(words, "*"); ok && len(char) == 1 {
+		if n, err := number(count); err == nil && n >= 0 {
+			return []byte(strings.Repeat(char, int(n)))
+		}
+	}
+	return []byte(words)
+}
+
 func (p *process) write(a []string) (string, error) {
 	fd, err := p.fd(a[0])
 	if err != nil {
 		return "", err
 	}
-	_, err = unix.Write(fd, []byte(a[1]))
+	_, err = unix.Write(fd, content(a[1]))
 	return "", err
 }
 
@@ -127,7 +137,7 @@ func (p *process) pwrite(a []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	_, err = unix.Pwrite(fd, []byte(a[2]), off)
+	_, err = unix.Pwrite(fd, content(a[2]), off)
 	return "", err
 }
 
@@ -248,12 +258,12 @@ func cat(_ *process, a []string) (string, error) {
 	return text(b), err
 }
 
-func store(path, content string, how int) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC|how, 0o666)
+func store(path, words string, how int) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|how, 0o666)
 	if err != nil {
 		return err
 	}
-	_, err = unix.Write(fd, []byte(content))
+	_, err = unix.Write(fd, content(words))
 	return errors.Join(err, unix.Close(fd))
 }
 

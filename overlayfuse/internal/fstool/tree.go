@@ -17,6 +17,7 @@ import (
 
 var treeOps = map[string]op{
 	"tree":    {"PATH", func(_ *process, a []string) (string, error) { return Tree(a[0]) }},
+	"shape":   {"PATH", shape},
 	"sum":     {"PATH", sum},
 	"mount":   {"TYPE SOURCE TARGET FLAGS DATA", mount},
 	"umount":  {"TARGET", func(_ *process, a []string) (string, error) { return "", unix.Unmount(a[0], 0) }},
@@ -29,12 +30,29 @@ var treeOps = map[string]op{
 // device, xattrs, and a hash of the content. Two trees are the same if their descriptions are.
 func Tree(root string) (string, error) {
 	var out strings.Builder
-	err := walk(&out, root, ".")
+	err := walk(&out, root, ".", describe)
 	return out.String(), err
 }
 
-// walk describes rel and what is below it. It changes no access time.
-func walk(out *strings.Builder, root, rel string) error {
+// shape is Tree without what two equal trees need not share: times, and the link counts of directories.
+func shape(_ *process, a []string) (string, error) {
+	var out strings.Builder
+	err := walk(&out, a[0], ".", func(path string) (string, error) {
+		line, err := describe(path)
+		f := strings.Fields(line)
+		if err != nil || len(f) < 6 {
+			return "", err
+		}
+		if f[0] == "dir" {
+			f[4] = "-"
+		}
+		return strings.Join(append(f[:5:5], f[6:]...), " "), nil
+	})
+	return out.String(), err
+}
+
+// walk describes rel and what is below it, a line each. It changes no access time.
+func walk(out *strings.Builder, root, rel string, describe func(path string) (string, error)) error {
 	path := filepath.Join(root, rel)
 	line, err := describe(path)
 	if err != nil {
@@ -57,7 +75,7 @@ func walk(out *strings.Builder, root, rel string) error {
 	}
 	slices.Sort(below)
 	for _, name := range below {
-		if err := walk(out, root, filepath.Join(rel, name)); err != nil {
+		if err := walk(out, root, filepath.Join(rel, name), describe); err != nil {
 			return err
 		}
 	}
