@@ -232,11 +232,12 @@ func TestViewFollowsRedirects(t *testing.T) {
 func TestLayersOfOthersWithMetacopyAreViewedByFUSE(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bench) {
 		b.layer("one", "", func(dir string) { write(t, dir+"/f", "data") })
-		b.layer("two", "one", nil)
+		b.unsealedLayer("two", "one", nil)
 		require.NoError(t, os.WriteFile(b.s.root.layer(b.id("two"))+"/f", nil, 0o644))
 		require.NoError(t, os.Truncate(b.s.root.layer(b.id("two"))+"/f", 4))
 		setxattr(t, b.s.root.layer(b.id("two"))+"/f", "trusted.overlay.metacopy", "")
 		require.NoError(t, os.Remove(b.s.root.marks(b.id("two"))))
+		b.seal("two")
 		b.reopen()
 		var asked []MountSpec
 		b.k.fault = func(method string, spec MountSpec) error {

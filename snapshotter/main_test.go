@@ -159,6 +159,13 @@ func (b *bench) reopen() {
 // The layer must be the same when the test ends.
 func (b *bench) layer(name, parent string, fill func(dir string)) {
 	b.t.Helper()
+	b.unsealedLayer(name, parent, fill)
+	b.seal(name)
+}
+
+// unsealedLayer is a layer that the test will change behind the snapshotter's back.
+func (b *bench) unsealedLayer(name, parent string, fill func(dir string)) {
+	b.t.Helper()
 	key := "test/7/extract-1 " + name
 	mounts, err := b.s.Prepare(b.ctx, key, parent)
 	require.NoError(b.t, err)
@@ -174,7 +181,6 @@ func (b *bench) layer(name, parent string, fill func(dir string)) {
 		fill(upper)
 	}
 	require.NoError(b.t, b.s.Commit(b.ctx, name, key))
-	b.seal(name)
 }
 
 // mounted mounts what the snapshotter said and gives the directory. It is unmounted before the test ends.

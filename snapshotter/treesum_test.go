@@ -25,11 +25,12 @@ func treeSum(t *testing.T, dir string) string {
 		if err != nil {
 			return err
 		}
+		var text strings.Builder
 		var st unix.Stat_t
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		fmt.Fprintf(sum, "%q %o %d %d %d %d %d %v", strings.TrimPrefix(path, dir), st.Mode, st.Uid, st.Gid, st.Rdev, st.Size, st.Nlink, st.Mtim)
+		fmt.Fprintf(&text, "%q %o %d %d %d %d %d %v", strings.TrimPrefix(path, dir), st.Mode, st.Uid, st.Gid, st.Rdev, st.Size, st.Nlink, st.Mtim)
 		list := make([]byte, 1<<16)
 		n, err := unix.Llistxattr(path, list)
 		if err != nil {
@@ -46,7 +47,7 @@ func treeSum(t *testing.T, dir string) string {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(sum, " %s=%q", name, value[:v])
+			fmt.Fprintf(&text, " %s=%q", name, value[:v])
 		}
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFLNK:
@@ -54,7 +55,7 @@ func treeSum(t *testing.T, dir string) string {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(sum, " -> %q", target)
+			fmt.Fprintf(&text, " -> %q", target)
 		case unix.S_IFREG:
 			f, err := os.Open(path)
 			if err != nil {
@@ -63,9 +64,12 @@ func treeSum(t *testing.T, dir string) string {
 			if _, err := io.Copy(sum, f); err != nil {
 				return err
 			}
-			return f.Close()
+			if err := f.Close(); err != nil {
+				return err
+			}
 		}
-		return nil
+		_, err = io.WriteString(sum, text.String())
+		return err
 	}))
 	return hex.EncodeToString(sum.Sum(nil))
 }
