@@ -157,7 +157,8 @@ func (g *generator) layerStep(layer string) []string {
 		return []string{"link", g.path(layer), g.path(layer)}
 	case 5:
 		if layer == "l1" {
-			return []string{"mknod", g.path(layer), "char", "0600", "0", "0"}
+			// In the root, which is merged: the kernel lists a whiteout in a directory that has no other layer below.
+			return []string{"mknod", layer + "/" + g.pick("a", "b", "c"), "char", "0600", "0", "0"}
 		}
 		return []string{"mkdir", g.path(layer), "0711"}
 	default:
