@@ -31,20 +31,29 @@ func TestRootPathThatMountOptionsCannotCarry(t *testing.T) {
 
 // TestRootWithASpace: mountinfo escapes it, mount options do not.
 func TestRootWithASpace(t *testing.T) {
-	b := newBench(t, newKernelMounter(), nil)
-	require.NoError(t, b.s.Close())
-	b.root = filepath.Join(filepath.Dir(b.root), "a root")
-	b.cfg.Root = b.root
-	b.open()
-	b.layer("one", "", func(dir string) { write(t, dir+"/f", "1") })
-	b.layer("two", "one", func(dir string) { write(t, dir+"/g", "2") })
-	v := b.view("v", "two")
-	b.remove("v")
-	b.remove("two")
-	require.NoError(t, b.s.Cleanup(b.ctx))
-	requireFile(t, v+"/g", "2")
-	require.NoError(t, detach(v))
-	b.requireClean()
+	onBoth(t, func(t *testing.T, b *bench) {
+		require.NoError(t, b.s.Close())
+		b.root = filepath.Join(filepath.Dir(b.root), "a root")
+		b.cfg.Root = b.root
+		b.open()
+		b.layer("one", "", func(dir string) { write(t, dir+"/f", "1") })
+		b.layer("two", "one", func(dir string) { write(t, dir+"/g", "2") })
+		c := b.container("c", "two")
+		write(t, c+"/h", "3")
+		table, err := readMountTable()
+		require.NoError(t, err)
+		require.Equal(t, b.server != nil, table.hasFUSE(b.s.root.mounts()))
+		v := b.view("v", "two")
+		b.remove("v")
+		b.remove("c")
+		b.remove("two")
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		requireFile(t, v+"/g", "2")
+		requireFile(t, c+"/h", "3")
+		require.NoError(t, detach(v))
+		require.NoError(t, detach(c))
+		b.requireClean()
+	})
 }
 
 // TestRootOnAFileSystemThatCannotHoldLayers: ramfs has no extended attributes; overlayfs takes no whiteouts.
