@@ -63,6 +63,7 @@
 //	idLocks (one per snapshot; held while it is mounted, flushed, committed, unmounted)
 //	  bolt's write transaction (short: never across a walk, a flush or a call of the mount server)
 //	    usageCache.mu, marksCache.mu, idLocks.mu (leaves)
+//
 // Remove keeps the id's lock until its unmount, in the background, is done; Close waits for that.
 //
 //	measurement.mu (held while one snapshot is measured; taken under none of the above)
