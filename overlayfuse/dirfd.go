@@ -8,8 +8,16 @@ import (
 	"sync/atomic"
 )
 
-// dirFDs is the number of directory descriptors that one mount keeps open beyond those in use.
-const dirFDs = 256
+// How many directory descriptors are kept open beyond those in use: by one mount, by all mounts of the process together, and
+// by one mount where all together have too many. RLIMIT_NOFILE is 20,000 on small machines.
+const (
+	dirFDs      = 256
+	dirFDsAll   = 4096
+	dirFDsFloor = 16
+)
+
+// dirFDsOpen counts those that the caches of this process hold: the limit is the process's, whatever mounts it serves.
+var dirFDsOpen atomic.Int64
 
 // dirFD is an open directory of a layer (O_PATH). It stays valid while the directory is renamed.
 type dirFD struct {
@@ -75,7 +83,8 @@ func (c *dirCache) put(key dirKey, fd int) *dirFD {
 	d := &dirFD{fd: fd}
 	d.refs.Store(2)
 	c.byKey[key] = c.order.PushFront(&dirSlot{key, d})
-	for c.order.Len() > dirFDs {
+	dirFDsOpen.Add(1)
+	for n := c.order.Len(); n > dirFDs || n > dirFDsFloor && dirFDsOpen.Load() > dirFDsAll; n-- {
 		c.remove(c.order.Back())
 	}
 	return d
@@ -103,6 +112,7 @@ func (c *dirCache) remove(e *list.Element) {
 	s := slotOf(e)
 	c.order.Remove(e)
 	delete(c.byKey, s.key)
+	dirFDsOpen.Add(-1)
 	s.dir.release()
 }
 
