@@ -55,6 +55,7 @@ func randomRun(t *testing.T, seed uint64) {
 	}
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0))}
 	var done []string
+	over := false
 	both := func(words []string) {
 		var got [2]fstool.Reply
 		for i, s := range pair {
@@ -63,6 +64,13 @@ func randomRun(t *testing.T, seed uint64) {
 				t.Fatalf("seed %d: %s: %v: %v %s\nafter %s", seed, s.system, words, err, r.Bad, history(done))
 			}
 			got[i] = r
+		}
+		if got[0].Errno == "ESTALE" {
+			// fs/overlayfs/dir.c:ovl_rename_upper() says so when its cached dentries and the upper differ, which hard links
+			// that were removed while open bring about. No caller's mistake, and nothing to compare with from here on.
+			t.Logf("seed %d: the oracle gives up: %v", seed, words)
+			over = true
+			return
 		}
 		if got[0] != got[1] {
 			t.Fatalf("seed %d: %v\nkernel      %+v\noverlayfuse %+v\nafter %s", seed, words, got[0], got[1], history(done))
@@ -92,9 +100,9 @@ func randomRun(t *testing.T, seed uint64) {
 		done = append(done, "REMOUNT")
 	}
 	again()
-	for i := range randomSteps {
+	for i := 0; i < randomSteps && !over; i++ {
 		both(g.step())
-		if i%100 == 99 {
+		if i%100 == 99 && !over {
 			both([]string{"shape", "m"})
 			again()
 		}
