@@ -145,14 +145,11 @@ func (fs *FS) setAttr(in *inode, req *fuse.SetAttrIn) error {
 			return err
 		}
 	}
-	if err := fs.copyUp(in); err != nil {
-		return err
-	}
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return err
-	}
-	defer closeFD(fd)
+	return fs.onUpper(in, func(fd int) error { return fs.setAttrOf(fd, req) })
+}
+
+// setAttrOf is setAttr for all but the size. fd is the upper object.
+func (fs *FS) setAttrOf(fd int, req *fuse.SetAttrIn) error {
 	if req.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
 		if err := killSetID(fd); err != nil {
 			return err

@@ -8,13 +8,13 @@
 // descriptors. One file answers one question:
 //
 //	layers.go workdir.go   which directories, are they fit, who else uses them
-//	merge.go               what a name means in the lower layers
+//	merge.go marks.go      what a name means in the lower layers
 //	lookup.go origin.go    what it means with the upper, and which object that is
 //	inode.go table.go      the objects that the kernel knows, their identity and names
 //	place.go dirfd.go      where an object's real file is, as a descriptor
-//	copyup.go dress.go     how an object gets an upper
-//	target.go file.go      a regular file's data; iomode.go: in which mode it is opened
-//	create.go link.go remove.go rename.go readdir.go attr.go xattr.go acl.go owner.go   the operations
+//	copyup.go dress.go install.go temp.go   how an object gets an upper
+//	target.go file.go ioctl.go   a regular file's data; iomode.go: in which mode it is opened
+//	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go   the operations
 //	index.go flush.go      hard links of lower files; an upper made fit to be a lower
 //
 // # Terms

@@ -237,3 +237,18 @@ func (fs *FS) openPath(in *inode) (fd int, upper bool, err error) {
 	fd, err = p.open()
 	return fd, false, err
 }
+
+// onUpper copies in up, without its data, and calls fn with an O_PATH descriptor of the upper object.
+//
+// Errors: EROFS; those of copyUp and fn.
+func (fs *FS) onUpper(in *inode, fn func(fd int) error) error {
+	if err := fs.copyUp(in); err != nil {
+		return err
+	}
+	fd, err := fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return fn(fd)
+}

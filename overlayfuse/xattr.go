@@ -170,25 +170,19 @@ func (fs *FS) setXattr(in *inode, name string, v []byte, flags int, killSGID boo
 			return err
 		}
 	}
-	if err := fs.copyUp(in); err != nil {
-		return err
-	}
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return err
-	}
-	defer closeFD(fd)
-	if err := unix.Setxattr(procFD(fd), fs.storedXattr(name), v, flags); err != nil {
-		return fmt.Errorf("set xattr %s: %w", name, err)
-	}
-	if !killSGID {
-		return nil
-	}
-	st, err := statAt(fd, "")
-	if err != nil {
-		return fmt.Errorf("stat: %w", err)
-	}
-	return chmodFD(fd, st.Mode&^unix.S_ISGID)
+	return fs.onUpper(in, func(fd int) error {
+		if err := unix.Setxattr(procFD(fd), fs.storedXattr(name), v, flags); err != nil {
+			return fmt.Errorf("set xattr %s: %w", name, err)
+		}
+		if !killSGID {
+			return nil
+		}
+		st, err := statAt(fd, "")
+		if err != nil {
+			return fmt.Errorf("stat: %w", err)
+		}
+		return chmodFD(fd, st.Mode&^unix.S_ISGID)
+	})
 }
 
 // RemoveXAttr removes an attribute. One that isn't there copies nothing up.
@@ -212,13 +206,5 @@ func (fs *FS) removeXattr(in *inode, name string) error {
 	if err := fs.refuseXattr(name); err != nil {
 		return err
 	}
-	if err := fs.copyUp(in); err != nil {
-		return err
-	}
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return err
-	}
-	defer closeFD(fd)
-	return unix.Removexattr(procFD(fd), fs.storedXattr(name))
+	return fs.onUpper(in, func(fd int) error { return unix.Removexattr(procFD(fd), fs.storedXattr(name)) })
 }
