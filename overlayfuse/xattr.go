@@ -153,7 +153,8 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, req *fuse.SetXAttrIn, name string, v [
 	if !s.Ok() {
 		return s
 	}
-	kill := req.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
+	// fs/fuse sets the flag with every ACL; a default ACL has nothing to do with the mode.
+	kill := name == aclAccess && req.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
 	return fs.fail("setxattr "+name, in, fs.setXattr(in, name, v, int(req.Flags), kill))
 }
 
