@@ -56,10 +56,10 @@ func randomRun(t *testing.T, seed uint64) {
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0))}
 	var done []string
 	over := false
-	both := func(words []string) {
+	both := func(who string, words ...string) string {
 		var got [2]fstool.Reply
 		for i, s := range pair {
-			r, err := s.do("", words)
+			r, err := s.do(who, words)
 			if err != nil || r.Bad != "" && !strings.HasPrefix(r.Bad, "no descriptor") {
 				t.Fatalf("seed %d: %s: %v: %v %s\nafter %s", seed, s.system, words, err, r.Bad, history(done))
 			}
@@ -70,17 +70,18 @@ func randomRun(t *testing.T, seed uint64) {
 			// that were removed while open bring about. No caller's mistake, and nothing to compare with from here on.
 			t.Logf("seed %d: the oracle gives up: %v", seed, words)
 			over = true
-			return
+			return ""
 		}
 		if got[0] != got[1] {
-			t.Fatalf("seed %d: %v\nkernel      %+v\noverlayfuse %+v\nafter %s", seed, words, got[0], got[1], history(done))
+			t.Fatalf("seed %d: %s %v\nkernel      %+v\noverlayfuse %+v\nafter %s", seed, who, words, got[0], got[1], history(done))
 		}
-		done = append(done, strings.Join(words, " "))
+		done = append(done, strings.TrimSpace(who+" "+strings.Join(words, " ")))
+		return got[0].Out
 	}
 	for _, layer := range []string{"l2", "l1"} {
-		both([]string{"dirs", layer})
+		both("", "dirs", layer)
 		for range 25 {
-			both(g.layerStep(layer))
+			both("", g.layerStep(layer)...)
 		}
 	}
 	again := func() {
@@ -96,14 +97,17 @@ func randomRun(t *testing.T, seed uint64) {
 				t.Fatal(err)
 			}
 		}
-		both([]string{"shape", "m"})
+		g.learn(both("", "shape", "m"))
 		done = append(done, "REMOUNT")
 	}
 	again()
+	both("", "chmod", "m", g.pick("0777", "1777", "2777"))
 	for i := 0; i < randomSteps && !over; i++ {
-		both(g.step())
+		both(g.who(), g.step()...)
+		if i%10 == 9 && !over {
+			g.learn(both("", "shape", "m"))
+		}
 		if i%100 == 99 && !over {
-			both([]string{"shape", "m"})
 			again()
 		}
 	}
@@ -133,20 +137,61 @@ func history(done []string) string {
 }
 
 // generator makes random requests over few names, so that they meet.
-type generator struct{ *rand.Rand }
+type generator struct {
+	*rand.Rand
+	known []string // names in the mount
+}
 
 func (g *generator) pick(words ...string) string { return words[g.IntN(len(words))] }
 
-// path is a name of depth 1 to 3 below root.
+// learn takes the names that there are from a shape of the mount.
+func (g *generator) learn(shape string) {
+	g.known = g.known[:0]
+	for line := range strings.Lines(shape) {
+		name, _, _ := strings.Cut(line, " ")
+		g.known = append(g.known, filepath.Join("m", name))
+	}
+}
+
+// path is a name of depth 1 to 3 below root, mostly one that is there or could be made.
 func (g *generator) path(root string) string {
 	p := root
+	if len(g.known) > 0 && g.IntN(4) > 0 {
+		p = g.pick(g.known...)
+		if p != root && g.IntN(3) > 0 {
+			return p
+		}
+		return p + "/" + g.pick("a", "b", "c")
+	}
 	for range 1 + g.IntN(3) {
 		p += "/" + g.pick("a", "b", "c")
 	}
 	return p
 }
 
-func (g *generator) mode() string { return fmt.Sprintf("%04o", 0o600|g.IntN(0o200)) }
+func (g *generator) mode() string {
+	special := 0
+	if g.IntN(3) == 0 {
+		special = g.IntN(8) << 9
+	}
+	if special&0o2000 != 0 {
+		special |= 0o010 // setgid without it is another thing: see the killpriv scripts
+	}
+	return fmt.Sprintf("%04o", special|0o600|g.IntN(0o200))
+}
+
+// who is root or, for a quarter of the requests, a user.
+func (g *generator) who() string {
+	if g.IntN(4) == 0 {
+		return g.pick("1:1,2", "2:2")
+	}
+	return ""
+}
+
+func (g *generator) acl() string {
+	perm := func() string { return g.pick("r--", "rw-", "rwx", "--x", "---") }
+	return "u=rwx,u:1=" + perm() + ",g=" + perm() + ",g:2=" + perm() + ",m=" + g.pick("r-x", "rwx") + ",o=" + perm()
+}
 
 func (g *generator) text() string { return fmt.Sprintf("%s*%d", g.pick("x", "y", "z"), 1+g.IntN(6000)) }
 
@@ -156,12 +201,15 @@ func (g *generator) offset() string { return fmt.Sprint(g.IntN(9000)) }
 func (g *generator) layerStep(layer string) []string {
 	switch g.IntN(8) {
 	case 0, 1:
-		return []string{"mkdir", g.path(layer), "0755"}
+		return []string{"mkdir", g.path(layer), g.pick("0755", "0777", "2777", "1777")}
 	case 2:
 		return []string{"symlink", g.pick("a", "b/c", "none"), g.path(layer)}
 	case 3:
 		return []string{"mknod", g.path(layer), g.pick("fifo", "socket"), g.mode()}
 	case 4:
+		if layer == "l1" { // it could link a whiteout
+			return []string{"setcap", g.path(layer), "10"}
+		}
 		return []string{"link", g.path(layer), g.path(layer)}
 	case 5:
 		if layer == "l1" {
@@ -176,7 +224,7 @@ func (g *generator) layerStep(layer string) []string {
 
 // step is an operation in the mount, by its name or on one of the open descriptors.
 func (g *generator) step() []string {
-	p, q, fd := g.path("m"), g.path("m"), g.pick("f1", "f2", "f3")
+	p, q, fd := g.path("m"), g.path("m"), g.pick("f1", "f1", "f2")
 	steps := [][]string{
 		{"echo", p, g.text()},
 		{"append", p, g.text()},
@@ -191,7 +239,7 @@ func (g *generator) step() []string {
 		{"rename", p, q},
 		{"rename", p, q, "noreplace"},
 		{"rename", p, q, "exchange"},
-		{"link", p, q},
+		{"link", p, p + g.pick("a", "b", "c")},
 		{"link", p, q},
 		{"symlink", g.pick("a", "../b", "none"), p},
 		{"mknod", p, g.pick("fifo", "socket", "file"), g.mode()},
@@ -200,12 +248,18 @@ func (g *generator) step() []string {
 		{"setxattr", p, g.pick("trusted.a", "trusted.overlay.opaque", "user.b"), g.pick("1", "y", "")},
 		{"rmxattr", p, g.pick("trusted.a", "trusted.overlay.opaque", "user.b")},
 		{"lsxattr", p},
+		{"setacl", p, "access", g.acl()},
+		{"setacl", p, "default", g.acl()},
+		{"setcap", p, "10"},
+		{"utimes", p, "100", "200"},
+		{"access", p, g.pick("1", "2", "4")},
 		{"ls", p},
 		{"lstypes", p},
 		{"readlink", p},
 		{"stat", p, "type", "mode", "uid", "gid"},
 		{"same", p, q},
 		{"open", fd, p, g.pick("r", "rw", "rw,creat", "rw,trunc") + ",nofollow,nonblock"},
+		{"open", fd, p, g.pick("r", "rw", "rw,creat") + ",nofollow,nonblock"},
 		{"open", fd, p, g.pick("r", "rw", "rw,creat", "rw,creat,excl") + ",nofollow,nonblock"},
 		{"tmpfile", fd, p},
 		{"linkfd", fd, p},
@@ -218,7 +272,7 @@ func (g *generator) step() []string {
 		{"fstat", fd, "type", "mode", "uid", "gid"},
 		{"fchmod", fd, g.mode()},
 		{"fsync", fd},
-		{"copyrange", fd, g.offset(), g.pick("f1", "f2", "f3"), g.offset(), "3000"},
+		{"copyrange", fd, g.offset(), g.pick("f1", "f2"), g.offset(), "3000"},
 		{"close", fd},
 	}
 	return steps[g.IntN(len(steps))]
