@@ -10,6 +10,7 @@ set -euo pipefail
 # shellcheck source=env.sh
 . "$(dirname "$0")/env.sh"
 
+umask 022 # for what goes into images
 images=$prefix/images
 work= # the folder in which something is being made; never left behind
 
@@ -23,7 +24,6 @@ minbase() {
 	minbase_tar=$images/debian-$debian_suite.tar
 	[ -f "$minbase_tar" ] && return
 	local mirror
-	[ -n "$(apt-get indextargets 'Created-By: Packages')" ] || apt-get update -q >&2
 	# shellcheck disable=SC2016 # apt expands these
 	mirror=$(apt-get indextargets --format '$(CODENAME) $(REPO_URI)' 'Created-By: Packages' |
 		sed -n "s/^$debian_suite //p" | head -n 1)
@@ -135,18 +135,22 @@ image_debs() {
 	[ -d "$out" ] && return
 	begin_work
 	minbase
-	mkdir -p "$work/dpkg" "$work/debs/partial"
+	mkdir -p "$work/debs/partial"
 	tar -C "$work" -xf "$minbase_tar" ./var/lib/dpkg
-	[ -n "$(apt-get indextargets 'Created-By: Packages')" ] || apt-get update -q >&2
 	echo "stack: fetching packages for the container tests" >&2
+	# apt's lists may be missing or too old for the mirror: then once more with new ones.
+	fetch_debs >"$prefix/debs.log" 2>&1 || { apt-get update -q && fetch_debs; } >>"$prefix/debs.log" 2>&1 ||
+		die "fetching packages: see $prefix/debs.log"
+	rm -rf "$work/debs/partial" "$work/debs/lock"
+	mv "$work/debs" "$out"
+}
+
+fetch_debs() {
 	# shellcheck disable=SC2086 # a list
 	apt-get -q -y --no-install-recommends --download-only -o APT::Sandbox::User=root \
 		-o Dir::State::status="$work/var/lib/dpkg/status" -o Dir::Cache::archives="$work/debs" \
 		-o Dir::State::extended_states="$work/extended" -o Dir::Etc::preferences=/dev/null \
-		install $packages \
-		>"$prefix/debs.log" 2>&1 || die "fetching packages: see $prefix/debs.log"
-	rm -rf "$work/debs/partial" "$work/debs/lock"
-	mv "$work/debs" "$out"
+		install $packages
 }
 
 mkdir -p "$images"

@@ -49,7 +49,7 @@ build_nerdctl() {
 
 need_run() {
 	check_machine
-	need_packages debootstrap libseccomp-dev pkg-config
+	need_packages debootstrap gcc libc6-dev libseccomp-dev pkg-config
 	local c=github.com/containerd/containerd/v2/cmd
 	CGO_ENABLED=0 build "containerd-$containerd_version" go_install \
 		"$c/containerd@$containerd_version" "$c/ctr@$containerd_version" \
