@@ -151,7 +151,7 @@ func (fs *FS) setAttr(in *inode, req *fuse.SetAttrIn) error {
 // setAttrOf is setAttr for all but the size. fd is the upper object.
 func (fs *FS) setAttrOf(fd int, req *fuse.SetAttrIn) error {
 	if req.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-		if err := killSetID(fd); err != nil {
+		if err := fs.killSetID(fd, req.Caller); err != nil {
 			return err
 		}
 	}
@@ -192,9 +192,10 @@ func setTimes(fd int, req *fuse.SetAttrIn) error {
 		pick(fuse.FATTR_MTIME, fuse.FATTR_MTIME_NOW, req.Mtime, req.Mtimensec))
 }
 
-// killSetID takes the set-user-id bit away, and the set-group-id bit of what its group may execute.
-// Compare: fs/attr.c:setattr_should_drop_suidgid().
-func killSetID(fd int) error {
+// killSetID takes the set-user-id bit away, and the set-group-id bit of what its group may execute or the caller is
+// not in the group of. The caller is known to lack CAP_FSETID.
+// Compare: fs/attr.c:setattr_should_drop_suidgid(), setattr_should_drop_sgid().
+func (fs *FS) killSetID(fd int, caller fuse.Caller) error {
 	st, err := statAt(fd, "")
 	if err != nil {
 		return fmt.Errorf("stat: %w", err)
@@ -203,7 +204,7 @@ func killSetID(fd int) error {
 		return nil
 	}
 	mode := st.Mode &^ unix.S_ISUID
-	if mode&unix.S_IXGRP != 0 {
+	if mode&unix.S_ISGID != 0 && (mode&unix.S_IXGRP != 0 || !callerInGroup(caller, fs.shownGID(st.Gid))) {
 		mode &^= unix.S_ISGID
 	}
 	if mode == st.Mode {

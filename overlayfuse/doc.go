@@ -14,7 +14,7 @@
 //	place.go dirfd.go      where an object's real file is, as a descriptor
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
 //	target.go file.go ioctl.go   a regular file's data; iomode.go: in which mode it is opened
-//	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go   the operations
+//	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go caller.go   the operations
 //	index.go flush.go      hard links of lower files; an upper made fit to be a lower
 //
 // # Terms

@@ -115,7 +115,7 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 		return 0, fs.fail("write", h.in, err)
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		if err := fs.killSetID(h.in); err != nil {
+		if err := fs.dropSetID(h.in, in.Caller); err != nil {
 			return 0, fs.fail("write", h.in, err)
 		}
 	}
@@ -134,14 +134,9 @@ func syncMode(in *fuse.WriteIn) copyup.SyncMode {
 	return copyup.SyncNone
 }
 
-// killSetID takes set-id bits away from a file of the upper.
-func (fs *FS) killSetID(in *inode) error {
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return err
-	}
-	defer closeFD(fd)
-	return killSetID(fd)
+// dropSetID takes set-id bits away from a file of the upper that the caller changed.
+func (fs *FS) dropSetID(in *inode, caller fuse.Caller) error {
+	return fs.onUpper(in, func(fd int) error { return fs.killSetID(fd, caller) })
 }
 
 // truncate sets the size of a regular file.
@@ -209,7 +204,7 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 		return fs.fail("fallocate", h.in, err)
 	}
 	if in.Uid != 0 { // root keeps set-id bits, as with CAP_FSETID; the request does not tell capabilities
-		return fs.fail("fallocate", h.in, fs.killSetID(h.in))
+		return fs.fail("fallocate", h.in, fs.dropSetID(h.in, in.Caller))
 	}
 	return fuse.OK
 }

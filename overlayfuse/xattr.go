@@ -1,11 +1,8 @@
 package overlayfuse
 
 import (
-	"bufio"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -128,23 +125,6 @@ func (fs *FS) listXattr(in *inode) ([]string, error) {
 		}
 	}
 	return names, nil
-}
-
-// callerHas tells whether a process has a capability in its effective set. One that can't be seen has none.
-func callerHas(pid uint32, capability uint) bool {
-	fd, err := unix.Open("/proc/"+strconv.FormatUint(uint64(pid), 10)+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	f := os.NewFile(uintptr(fd), "status")
-	defer func() { _ = f.Close() }() // read-only
-	for s := bufio.NewScanner(f); s.Scan(); {
-		if set, ok := strings.CutPrefix(s.Text(), "CapEff:"); ok {
-			caps, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
-			return err == nil && caps&(1<<capability) != 0
-		}
-	}
-	return false
 }
 
 // SetXAttr sets an attribute. It copies no data.
