@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,13 +31,20 @@ func openIn(dir int, name string, flags uint64, mode uint32) (int, error) {
 			how.Resolve |= unix.RESOLVE_NO_SYMLINKS
 		}
 	}
-	for {
+	for try := 0; ; try++ {
 		fd, err := unix.Openat2(dir, name, &how)
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN) && try < openTries: // a rename on the way (openat2(2)), or a lease that is being broken
+			time.Sleep(time.Duration(try) * 10 * time.Microsecond)
+		default:
 			return fd, err
 		}
 	}
 }
+
+// openTries bounds the wait for what makes an open fail with EAGAIN: five seconds in all.
+const openTries = 1000
 
 // closeFD closes a descriptor of which nothing was written. The error of such a close carries nothing.
 func closeFD(fd int) { _ = unix.Close(fd) }

@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"context"
 	"fmt"
 	"slices"
 
@@ -64,6 +65,10 @@ func (fs *FS) copyUp(in *inode) error {
 			}
 		}
 		done, err := fs.copyUpOnce(in, a, named)
+		if tooLong(err) && in.typ == unix.S_IFREG {
+			// No room for the path of the data beside the other xattrs: the file gets its data instead.
+			return fs.data(in).Fault(context.Background())
+		}
 		if done || err != nil {
 			return err
 		}

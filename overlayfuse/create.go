@@ -201,10 +201,8 @@ func (fs *FS) makeObject(d *dirFD, o newObject) (*temp, unix.Stat_t, error) {
 
 // dressNew gives a new object its owner, then its mode (which a change of owner could cut), then its ACLs.
 func (fs *FS) dressNew(fd int, o newObject, uid, gid int, acls newACLs) error {
-	if uid > 0 || gid > 0 {
-		if err := chownFD(fd, uid, gid); err != nil {
-			return err
-		}
+	if err := chownFD(fd, uid, gid); err != nil {
+		return err
 	}
 	if o.mode&unix.S_IFMT == unix.S_IFLNK {
 		return nil

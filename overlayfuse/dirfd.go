@@ -127,16 +127,14 @@ func slotOf(e *list.Element) *dirSlot {
 // lowerDir opens the directory p ("" is the root) of lower layer i. Each component is opened from the one above it,
 // so that neither depth nor symlinks matter.
 func (c *chain) lowerDir(i int, p string) (*dirFD, error) {
+	if p == "" {
+		d := &dirFD{fd: c.roots[i].fd} // the chain's own: one reference is never given up
+		d.refs.Store(2)
+		return d, nil
+	}
 	key := dirKey{layer: i, path: p}
 	if d := c.dirs.get(key); d != nil {
 		return d, nil
-	}
-	if p == "" {
-		fd, err := openIn(c.roots[i].fd, ".", oPathDir, 0)
-		if err != nil {
-			return nil, err
-		}
-		return c.dirs.put(key, fd), nil
 	}
 	parent, err := c.lowerDir(i, dirOf(p))
 	if err != nil {

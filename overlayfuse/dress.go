@@ -116,6 +116,11 @@ func (fs *FS) setMark(fd int, mark string, v []byte) error {
 	return nil
 }
 
+// tooLong tells that an xattr has no room in an inode.
+func tooLong(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ERANGE)
+}
+
 func (fs *FS) removeMark(fd int, mark string) error {
 	if err := unix.Removexattr(procFD(fd), fs.prefix+mark); err != nil && !noXattr(err) {
 		return fmt.Errorf("remove %s%s: %w", fs.prefix, mark, err)

@@ -98,7 +98,8 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 		return nil, s
 	}
 	n, err := h.data.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
-	if err != nil && n == 0 {
+	if err != nil {
+		// Whatever was read before the error: the kernel takes a short answer for the end of the file.
 		return nil, fs.fail("read", h.in, err)
 	}
 	return fuse.ReadResultData(buf[:n]), fuse.OK
@@ -111,7 +112,11 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 		return 0, s
 	}
 	n, err := h.data.WriteAt(data, int64(in.Offset), syncMode(in))
-	if n == 0 && err != nil {
+	if in.WriteFlags&fuse.WRITE_CACHE != 0 && n < len(data) && err == nil {
+		err = fmt.Errorf("wrote %d of %d bytes: %w", n, len(data), unix.EIO)
+	}
+	// A caller can go on after a short write; writeback takes any answer but an error for the whole.
+	if err != nil && (n == 0 || in.WriteFlags&fuse.WRITE_CACHE != 0) {
 		return 0, fs.fail("write", h.in, err)
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
@@ -237,6 +242,11 @@ func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32
 	n, err := src.data.CopyRange(dst.data, int64(in.OffIn), int64(in.OffOut), int64(min(in.Len, most)))
 	if n == 0 && err != nil {
 		return 0, fs.fail("copy_file_range", dst.in, err)
+	}
+	if n > 0 && in.Uid != 0 { // as in Fallocate
+		if err := fs.dropSetID(dst.in, in.Caller); err != nil {
+			return 0, fs.fail("copy_file_range", dst.in, err)
+		}
 	}
 	return uint32(n), fuse.OK
 }

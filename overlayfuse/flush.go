@@ -97,57 +97,79 @@ func (f *flusher) complete(in, _ *inode, _ string) (bool, error) {
 	return true, nil
 }
 
-// linkNames gives every name of an indexed file its link in the upper. Then the index says nothing more, and is emptied.
+// linkNames gives every name of an indexed file its link in the upper. Then the index has nothing more to say of it.
 func (f *flusher) linkNames() error {
 	if f.fs.index.empty() {
 		return nil
 	}
-	if err := f.walk(f.fs.root, f.linkName); err != nil {
+	indexed := map[*inode]bool{}
+	defer func() {
+		for in := range indexed {
+			f.fs.tab.forget(in, 1)
+		}
+	}()
+	err := f.walk(f.fs.root, func(in, p *inode, name string) (bool, error) {
+		in.mu.RLock()
+		link := in.link
+		in.mu.RUnlock()
+		if link.index == "" {
+			return true, nil
+		}
+		if !indexed[in] {
+			indexed[in] = true
+			f.fs.tab.ref(in)
+		}
+		return false, f.linkName(in, p, name)
+	})
+	if err != nil {
 		return err
 	}
-	return f.emptyIndex()
-}
-
-func (f *flusher) linkName(in, p *inode, name string) (bool, error) {
-	in.mu.RLock()
-	indexed := in.link.index != ""
-	in.mu.RUnlock()
-	if !indexed {
-		return true, nil
-	}
-	if err := f.fs.copyUp(p); err != nil {
-		return false, err
-	}
-	defer lockAll(in, p)()
-	a, ok := in.findAlias(p, name)
-	if !ok || a.upper {
-		return false, nil
-	}
-	f.stats.Linked++
-	return false, f.fs.linkUp(in, a)
-}
-
-// emptyIndex takes the entries out whose every name the upper has.
-func (f *flusher) emptyIndex() error {
-	for _, in := range f.fs.tab.all() {
-		in.mu.Lock()
-		for _, a := range in.aliases {
-			if a.upper && in.link.index != "" {
-				in.link = linkCount{}
-			}
-		}
-		in.mu.Unlock()
-	}
-	for _, name := range f.fs.index.names() {
-		p := procAt(f.fs.index.dir.fd, name)
-		if err := unix.Lremovexattr(p, f.fs.prefix+"nlink"); err != nil && !noXattr(err) {
-			return fmt.Errorf("index entry %s: %w", name, err)
-		}
-		if err := f.fs.index.remove(name); err != nil {
+	for in := range indexed {
+		if err := f.dropIndexed(in); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (f *flusher) linkName(in, p *inode, name string) error {
+	if err := f.fs.copyUp(p); err != nil {
+		return err
+	}
+	defer lockAll(in, p)()
+	a, ok := in.findAlias(p, name)
+	if !ok || a.upper {
+		return nil
+	}
+	f.stats.Linked++
+	return f.fs.linkUp(in, a)
+}
+
+// dropIndexed takes a file out of the index if every name that is looked up now leads to the upper by itself. A name that
+// came into sight since the walk keeps it there.
+func (f *flusher) dropIndexed(in *inode) error {
+	defer lockAll(in)()
+	in.mu.RLock()
+	link, hidden := in.link, false
+	for _, a := range in.aliases {
+		hidden = hidden || !a.upper
+	}
+	in.mu.RUnlock()
+	if link.index == "" || hidden {
+		return nil
+	}
+	fd, err := f.fs.openUpperPath(in)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	in.mu.Lock()
+	in.link = linkCount{}
+	in.mu.Unlock()
+	if err := f.fs.index.remove(link.index); err != nil {
+		return err
+	}
+	return f.fs.removeMark(fd, "nlink")
 }
 
 // sync makes every object of the upper durable: files first, then the directories that name them.

@@ -113,7 +113,11 @@ func (fs *FS) keepTimes(d *dirFD, fn func() error) error {
 	if err := fn(); err != nil {
 		return err
 	}
-	return timesFD(d.fd, st.Atim, st.Mtim)
+	if err := timesFD(d.fd, st.Atim, st.Mtim); err != nil {
+		// What fn did stands: to fail now would be to deny it.
+		fs.log.WithError(err).Warn("overlay: a directory's times show a copy-up in it")
+	}
+	return nil
 }
 
 // markImpure notes on a directory of the upper that it holds copied-up objects, whose inode numbers are not those of the

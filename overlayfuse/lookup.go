@@ -51,11 +51,15 @@ func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
 // lookup finds name in the directory p and counts a lookup of the result. Nil, nil: there is no such name.
 //
 // Errors: ENAMETOOLONG; those of chain.lookup.
+// Locks: takes the reservation of p.
 // Compare: fs/overlayfs/namei.c:ovl_lookup().
 func (fs *FS) lookup(p *inode, name string) (*inode, error) {
 	if len(name) > nameMax {
 		return nil, unix.ENAMETOOLONG
 	}
+	// What resolve finds must be entered before it changes: the kernel's own lookups see to that, but not a flush's.
+	p.copy.Lock()
+	defer p.copy.Unlock()
 	n, err := fs.resolve(p, name)
 	if n == nil || err != nil {
 		return nil, err

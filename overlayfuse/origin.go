@@ -93,8 +93,8 @@ func (o *origins) encode(dir int, name string, dev uint64) ([]byte, error) {
 		return nil, fmt.Errorf("file handle: %w", err)
 	}
 	n := originHeader + h.Size()
-	if n > 255 || h.Type() < 0 || h.Type() > 254 {
-		return nil, nil // does not fit the format
+	if n > nameMax/2 || h.Type() < 0 || h.Type() > 254 {
+		return nil, nil // does not fit the format, or in hexadecimal not a name of the index
 	}
 	b := make([]byte, originHeader, n)
 	b[1], b[2], b[3], b[4] = originMagic, byte(n), originFlags, byte(h.Type())

@@ -74,7 +74,11 @@ func (fs *FS) upperDirLocked(in *inode) (*dirFD, error) {
 		closeFD(fd)
 		return nil, err
 	}
-	return fs.dirs.put(key, fd), nil
+	d := fs.dirs.put(key, fd)
+	if in.isDead() { // removed meanwhile, after it was dropped from the cache
+		fs.dirs.drop(key)
+	}
+	return d, nil
 }
 
 // place is where a real object is: name in dir, or dir itself if name is "".
@@ -241,10 +245,12 @@ func (fs *FS) openPath(in *inode) (fd int, upper bool, err error) {
 // onUpper copies in up, without its data, and calls fn with an O_PATH descriptor of the upper object.
 //
 // Errors: EROFS; those of copyUp and fn.
+// Locks: fn runs with in reserved.
 func (fs *FS) onUpper(in *inode, fn func(fd int) error) error {
 	if err := fs.copyUp(in); err != nil {
 		return err
 	}
+	defer lockAll(in)() // a metacopy upper that is being filled gets its times and capability back at the end
 	fd, err := fs.openUpperPath(in)
 	if err != nil {
 		return err

@@ -41,7 +41,7 @@ func TestPosix(t *testing.T) {
 }
 
 func posix(t *testing.T, system, name string) {
-	dir := filepath.Join(testRoot, "posix-"+system, name)
+	dir := testDir(t, "posix-"+system+"-"+name)
 	for _, d := range []string{"l1", "l2"} {
 		if err := os.MkdirAll(filepath.Join(dir, d, "merged"), 0o755); err != nil {
 			t.Fatal(err)

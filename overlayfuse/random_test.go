@@ -55,7 +55,6 @@ func randomRun(t *testing.T, seed uint64) {
 	}
 	g := &generator{Rand: rand.New(rand.NewPCG(seed, 0))}
 	var done []string
-	over := false
 	both := func(who string, words ...string) string {
 		var got [2]fstool.Reply
 		for i, s := range pair {
@@ -64,13 +63,6 @@ func randomRun(t *testing.T, seed uint64) {
 				t.Fatalf("seed %d: %s: %v: %v %s\nafter %s", seed, s.system, words, err, r.Bad, history(done))
 			}
 			got[i] = r
-		}
-		if got[0].Errno == "ESTALE" {
-			// fs/overlayfs/dir.c:ovl_rename_upper() says so when its cached dentries and the upper differ, which hard links
-			// that were removed while open bring about. No caller's mistake, and nothing to compare with from here on.
-			t.Logf("seed %d: the oracle gives up: %v", seed, words)
-			over = true
-			return ""
 		}
 		if got[0] != got[1] {
 			t.Fatalf("seed %d: %s %v\nkernel      %+v\noverlayfuse %+v\nafter %s", seed, who, words, got[0], got[1], history(done))
@@ -102,12 +94,12 @@ func randomRun(t *testing.T, seed uint64) {
 	}
 	again()
 	both("", "chmod", "m", g.pick("0777", "1777", "2777"))
-	for i := 0; i < randomSteps && !over; i++ {
+	for i := range randomSteps {
 		both(g.who(), g.step()...)
-		if i%10 == 9 && !over {
+		if i%10 == 9 {
 			g.learn(both("", "shape", "m"))
 		}
-		if i%100 == 99 && !over {
+		if i%100 == 99 {
 			again()
 		}
 	}
@@ -115,10 +107,7 @@ func randomRun(t *testing.T, seed uint64) {
 
 // newPlainScript is a script without a text: the caller makes the requests. Its end is the test's.
 func newPlainScript(t *testing.T, system, name string) (*script, error) {
-	dir := filepath.Join(testRoot, system+"-"+name)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
+	dir := testDir(t, system+"-"+name)
 	s := &script{system: system, dir: dir, agents: map[string]*fstool.Agent{}, lowers: map[string]string{}}
 	t.Cleanup(func() {
 		if err := s.finish(); err != nil {
@@ -222,7 +211,9 @@ func (g *generator) layerStep(layer string) []string {
 	}
 }
 
-// step is an operation in the mount, by its name or on one of the open descriptors.
+// step is an operation in the mount, by its name or on one of the open descriptors. There is no fchmod: of a lower file that was
+// removed while open it confuses the oracle, which copies the file up under its old name (then a later object of that name has
+// link count 0, or a rename of it says ESTALE).
 func (g *generator) step() []string {
 	p, q, fd := g.path("m"), g.path("m"), g.pick("f1", "f1", "f2")
 	steps := [][]string{
@@ -270,7 +261,6 @@ func (g *generator) step() []string {
 		{"ftruncate", fd, g.offset()},
 		{"fallocate", fd, g.pick("extend", "keep", "punch,keep", "zero", "zero,keep"), g.offset(), "3000"},
 		{"fstat", fd, "type", "mode", "uid", "gid"},
-		{"fchmod", fd, g.mode()},
 		{"fsync", fd},
 		{"copyrange", fd, g.offset(), g.pick("f1", "f2"), g.offset(), "3000"},
 		{"close", fd},

@@ -154,7 +154,11 @@ func (fs *FS) markMoved(in *inode, dst *side) error {
 	}
 	defer d.release()
 	if in.lower != nil {
-		return fs.setMark(d.fd, "redirect", []byte("/"+in.lower.path))
+		err := fs.setMark(d.fd, "redirect", []byte("/"+in.lower.path))
+		if tooLong(err) {
+			return unix.EXDEV // as the kernel's overlayfs beyond redirect_max: mv(1) copies then
+		}
+		return err
 	}
 	if u := in.upper(); dst.parent.lower != nil && !u.opaque {
 		if err := fs.setMark(d.fd, "opaque", []byte("y")); err != nil {

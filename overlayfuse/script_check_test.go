@@ -111,7 +111,7 @@ func processesOf(prefix string) []int {
 
 // waitServers waits until no server runs; those that stay on after their last mount went are killed and reported.
 func waitServers(binary string) error {
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(busyTime); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if len(processesOf(binary)) == 0 {
 			return nil
 		}

@@ -8,8 +8,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/internal/fstool"
 )
 
 // kernelDefaults make the kernel's overlayfs as able as it gets: directories of a lower layer can be renamed, hard links
@@ -186,9 +189,21 @@ func (s *script) mountKernel(m mountSpec) error {
 	if m.forKernel != "" {
 		data = append(data, m.forKernel)
 	}
-	_, err := s.must("mount", "overlay", "overlay", m.target, strings.Join(flags, ","), strings.Join(data, ","))
-	return err
+	// EBUSY: a mount namespace that somebody made meanwhile (a container that starts) keeps the unmounted overlay alive, with its
+	// upper, until it has let go of what it inherited.
+	for end := time.Now().Add(busyTime); ; time.Sleep(20 * time.Millisecond) {
+		r, err := s.do("", []string{"mount", "overlay", "overlay", m.target, strings.Join(flags, ","), strings.Join(data, ",")})
+		if err != nil || r == (fstool.Reply{}) {
+			return err
+		}
+		if r.Errno != "EBUSY" || time.Now().After(end) {
+			return fmt.Errorf("mount the kernel's overlayfs on %s: %s%s", m.target, r.Errno, r.Bad)
+		}
+	}
 }
+
+// busyTime is how long another mount namespace may keep what was unmounted.
+const busyTime = 10 * time.Second
 
 func (s *script) mountOurs(m mountSpec) error {
 	lowers := make([]string, len(m.lowers))

@@ -122,10 +122,7 @@ func systems() []string {
 func TestScripts(t *testing.T) {
 	for _, system := range systems() {
 		t.Run(system, func(t *testing.T) {
-			root := filepath.Join(testRoot, "scripts-"+system)
-			if err := os.Mkdir(root, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			root := testDir(t, "scripts-"+system)
 			testscript.Run(t, testscript.Params{
 				Dir:         "testdata/script",
 				WorkdirRoot: root,
@@ -144,6 +141,18 @@ func TestScripts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// testDir makes a directory of its own for a test, which every user may enter.
+func testDir(t *testing.T, name string) string {
+	dir, err := os.MkdirTemp(testRoot, name+"-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // script is the state of one running script.

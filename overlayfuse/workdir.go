@@ -87,10 +87,25 @@ func (l *layers) workSubdir(name string) (layerRoot, error) {
 		return fail("open", err)
 	}
 	r, err := rootOf(fd, path)
+	if err == nil {
+		err = bequeathNothing(fd)
+	}
 	if err != nil {
 		_ = unix.Close(fd) // O_PATH: nothing to lose
+		return fail("prepare", err)
 	}
-	return r, err
+	return r, nil
+}
+
+// bequeathNothing takes from a directory what objects made in it would inherit: ACLs and the setgid bit.
+// Compare: fs/overlayfs/super.c:ovl_workdir_create().
+func bequeathNothing(fd int) error {
+	for _, acl := range []string{aclDefault, aclAccess} {
+		if err := unix.Removexattr(procFD(fd), acl); err != nil && !noXattr(err) {
+			return fmt.Errorf("remove %s: %w", acl, err)
+		}
+	}
+	return chmodFD(fd, 0o700)
 }
 
 // emptyDir removes everything in dir but the names to keep. Nothing in it is trusted: no symlink is followed and no
