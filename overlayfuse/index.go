@@ -25,6 +25,10 @@ type index struct {
 	byName map[string]objKey // upper objects
 }
 
+// soleMark on an upper file says that it is the only copy of its origin although that has several names: it has been through the index,
+// and keeps its identity when a flush has emptied that. Ours alone; other readers of the layer ignore it.
+const soleMark = "sole"
+
 // linkCount is what an indexed inode knows of its names.
 type linkCount struct {
 	index string // entry in the index; "" if the upper's own link count is right

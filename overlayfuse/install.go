@@ -91,6 +91,9 @@ func (fs *FS) enterIndex(in *inode, a alias, t *temp, key objKey) (linkCount, er
 		if err := fs.setMark(t.fd, "nlink", formatNlink(link)); err != nil {
 			return linkCount{}, err
 		}
+		if err := fs.setMark(t.fd, soleMark, nil); err != nil {
+			return linkCount{}, err
+		}
 	}
 	if t.name == "" {
 		err = unix.Linkat(unix.AT_FDCWD, procFD(t.fd), fs.index.dir.fd, link.index, unix.AT_SYMLINK_FOLLOW)

@@ -275,7 +275,13 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *u
 		}
 	}
 	// A lower file with several names that was copied up without an index (by the kernel's overlayfs) is one of several copies.
-	if ok && (indexed || origin.Nlink == 1) {
+	sole := indexed || origin.Nlink == 1
+	if ok && !sole {
+		if sole, err = hasXattr(path, fs.prefix+soleMark); err != nil {
+			return fmt.Errorf("read %s: %w", soleMark, err)
+		}
+	}
+	if ok && sole {
 		in.key = keyOf(&origin)
 	}
 	return nil
