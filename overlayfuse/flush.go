@@ -163,6 +163,13 @@ func (f *flusher) dropIndexed(in *inode) error {
 		return err
 	}
 	defer closeFD(fd)
+	st, err := statAt(fd, "")
+	if err != nil {
+		return fmt.Errorf("stat upper: %w", err)
+	}
+	if link.names > int(st.Nlink)-1 {
+		return nil // some names are out of sight below: only the index knows how many links there are
+	}
 	in.mu.Lock()
 	in.link = linkCount{}
 	in.mu.Unlock()

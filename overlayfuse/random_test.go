@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/internal/fstool"
 )
@@ -17,6 +16,7 @@ import (
 // EnvSeed repeats one random run: the number that a failure told.
 const EnvSeed = "OVERLAYFUSE_SEED"
 
+// The seeds are the same in every run, so that a run fails for what changed; EnvSeed tries others.
 const (
 	randomRuns  = 6
 	randomSteps = 500
@@ -30,7 +30,7 @@ func TestRandomOperationsAsTheKernelDoes(t *testing.T) {
 		t.Logf("%s is set: there is nothing to compare", EnvSystems)
 		return
 	}
-	first, runs := uint64(time.Now().UnixNano()), randomRuns
+	first, runs := uint64(1), randomRuns
 	if s := os.Getenv(EnvSeed); s != "" {
 		n, err := strconv.ParseUint(s, 10, 64)
 		if err != nil {
