@@ -65,10 +65,11 @@ func TestDemonstrationInterrupted(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	var interruptedAt time.Time
 	lines, interrupted := bufio.NewScanner(out), false
 	for lines.Scan() {
 		if !interrupted && strings.Contains(lines.Text(), "started in") {
-			interrupted = true
+			interrupted, interruptedAt = true, time.Now()
 			if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
 				t.Error(err)
 			}
@@ -78,6 +79,7 @@ func TestDemonstrationInterrupted(t *testing.T) {
 	if !interrupted {
 		t.Fatalf("it ended before its container ran: %v", err)
 	}
+	t.Logf("it ended %.1f s after the interrupt", time.Since(interruptedAt).Seconds())
 	if cmd.ProcessState.ExitCode() != 130 {
 		t.Errorf("ended with %v, want exit status 130", err)
 	}

@@ -41,8 +41,8 @@ expect() {
 	fi
 }
 
-# try SECONDS COMMAND...: nothing here may hang.
-try() { timeout --kill-after=5 "$@"; }
+# try SECONDS COMMAND...: nothing here may hang. In the foreground, so that control-C reaches the command.
+try() { timeout --foreground --kill-after=5 "$@"; }
 
 say "the image: Debian in four layers, with whiteouts, an opaque directory and /data/big of $mib MiB"
 image=$("$stack_dir/image.sh" debian "$mib")

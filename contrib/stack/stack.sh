@@ -192,7 +192,11 @@ unmount_all() {
 
 down() {
 	[ -d "$dir" ] || return 0
-	[ -f "$dir/containerd.toml" ] || die "no stack is in $dir"
+	if ! [ -f "$dir/containerd.toml" ]; then # `up` was interrupted at its begin, or it is no stack
+		rmdir "$dir/cni" "$dir/hosts" 2>/dev/null || [ -z "$(ls -A "$dir")" ] || die "no stack is in $dir"
+		rmdir "$dir"
+		return 0
+	fi
 	remove_containers
 	stop containerd 10
 	stop_shims
