@@ -150,10 +150,6 @@ func (fs *FS) setAttr(in *inode, req *fuse.SetAttrIn) error {
 
 // setAttrOf is setAttr for all but the size. fd is the upper object.
 func (fs *FS) setAttrOf(fd int, req *fuse.SetAttrIn) error {
-	if req.Valid&^(fuse.FATTR_FH|fuse.FATTR_LOCKOWNER) == 0 {
-		// chown(-1, -1), of which the kernel sends only this: set-id bits and capability go.
-		return chownFD(fd, -1, -1)
-	}
 	if req.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
 		if err := fs.killSetID(fd, req.Caller); err != nil {
 			return err

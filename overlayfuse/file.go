@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -111,7 +112,7 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 	if !s.Ok() {
 		return 0, s
 	}
-	n, err := h.data.WriteAt(data, int64(in.Offset), syncMode(in))
+	n, err := fs.write(h, in, data)
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 && n < len(data) && err == nil {
 		err = fmt.Errorf("wrote %d of %d bytes: %w", n, len(data), unix.EIO)
 	}
@@ -125,6 +126,24 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 		}
 	}
 	return uint32(n), fuse.OK
+}
+
+// write writes to the upper. A store into a mapped page is no write(2): it leaves the file's capability, which writing to the
+// upper takes away. (Of a write(2), the kernel has removed it before.)
+func (fs *FS) write(h *handle, in *fuse.WriteIn, data []byte) (int, error) {
+	if in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		return h.data.WriteAt(data, int64(in.Offset), syncMode(in))
+	}
+	caps, err := fs.getXattr(h.in, capabilityXattr)
+	if err != nil && !noXattr(err) {
+		return 0, err
+	}
+	n, werr := h.data.WriteAt(data, int64(in.Offset), syncMode(in))
+	if caps == nil {
+		return n, werr
+	}
+	err = fs.onUpper(h.in, func(fd int) error { return unix.Setxattr(procFD(fd), capabilityXattr, caps, 0) })
+	return n, errors.Join(werr, err)
 }
 
 func syncMode(in *fuse.WriteIn) copyup.SyncMode {

@@ -2,7 +2,9 @@ package overlayfuse
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -199,66 +201,79 @@ func (f *flusher) sync() error {
 }
 
 func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) error {
-	es, err := readDirents(dir)
-	if err != nil {
-		return err
-	}
-	for _, e := range es {
+	return f.each(dir, func(fd int, name string, mode uint32) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("flush: %w (%w)", err, unix.EINTR)
 		}
-		switch e.mode {
-		case unix.S_IFDIR:
-			if err := f.inDir(dir, e.name, func(fd int) error { return f.syncTree(ctx, g, fd) }); err != nil {
-				return err
-			}
-		case unix.S_IFREG:
-			fd, err := openIn(dir, e.name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		switch {
+		case isDir(mode):
+			return f.syncTree(ctx, g, fd)
+		case isReg(mode):
+			file, err := openReal(fd, unix.O_RDONLY)
 			if err != nil {
-				return fmt.Errorf("open upper %q: %w", e.name, err)
+				return fmt.Errorf("%q: %w", name, err)
 			}
 			f.stats.Synced++
-			g.Go(func() error { return syncClose(fd, e.name) })
-		default: // no data of its own
+			g.Go(func() error { return syncClose(file, name) })
 		}
-	}
-	return nil
+		return nil // the others have no data of their own
+	})
 }
 
 // syncDirs syncs directories from below.
 func (f *flusher) syncDirs(dir int) error {
-	es, err := readDirents(dir)
+	err := f.each(dir, func(fd int, _ string, mode uint32) error {
+		if isDir(mode) {
+			return f.syncDirs(fd)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	for _, e := range es {
-		if isDir(e.mode) {
-			if err := f.inDir(dir, e.name, f.syncDirs); err != nil {
-				return err
-			}
-		}
-	}
-	fd, err := openIn(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	file, err := openReal(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return fmt.Errorf("open upper directory: %w", err)
+		return err
 	}
 	f.stats.Synced++
-	return syncClose(fd, ".")
+	return syncClose(file, ".")
 }
 
-func (f *flusher) inDir(dir int, name string, fn func(fd int) error) error {
-	fd, err := openIn(dir, name, oPathDir, 0)
+// each visits what the entries of a directory of the upper are when they are visited: the mount may change it meanwhile, and what
+// it adds is for a later flush.
+func (f *flusher) each(dir int, visit func(fd int, name string, mode uint32) error) error {
+	names, err := listNames(dir)
 	if err != nil {
-		return fmt.Errorf("open upper directory %q: %w", name, err)
+		return fmt.Errorf("read upper directory: %w", err)
 	}
-	defer closeFD(fd)
-	return fn(fd)
-}
-
-func syncClose(fd int, name string) error {
-	defer closeFD(fd)
-	if err := unix.Fsync(fd); err != nil {
-		return fmt.Errorf("sync %q: %w", name, err)
+	for _, name := range names {
+		if err := f.one(dir, name, visit); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func (f *flusher) one(dir int, name string, visit func(fd int, name string, mode uint32) error) error {
+	fd, err := openIn(dir, name, unix.O_PATH, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open upper %q: %w", name, err)
+	}
+	defer closeFD(fd)
+	st, err := statAt(fd, "")
+	if err != nil {
+		return fmt.Errorf("stat upper %q: %w", name, err)
+	}
+	return visit(fd, name, st.Mode)
+}
+
+func syncClose(file *os.File, name string) error {
+	if err := file.Sync(); err != nil {
+		_ = file.Close() // the cause is the error that is returned
+		return fmt.Errorf("sync %q: %w", name, err)
+	}
+	return file.Close()
 }

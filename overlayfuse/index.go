@@ -88,16 +88,6 @@ func (x *index) remove(name string) error {
 	return nil
 }
 
-func (x *index) names() []string {
-	x.mu.RLock()
-	defer x.mu.RUnlock()
-	ns := make([]string, 0, len(x.byName))
-	for n := range x.byName {
-		ns = append(ns, n)
-	}
-	return ns
-}
-
 // formatNlink is the stored form of a link count, relative to the lower file's. It may be too large after a crash, never too small.
 func formatNlink(l linkCount) []byte {
 	return []byte(fmt.Sprintf("L%+d", l.names-l.lower))
