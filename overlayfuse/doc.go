@@ -80,6 +80,11 @@
 //	| better_rename_exchange_directories           | EXDEV                                     | exchanged, with redirects                     |
 //	| better_rename_whiteout                       | EINVAL                                    | moved; the old name is a whiteout, so is gone |
 //	| better_handles_as_it_comes                   | file handles only with nfs_export=on      | while the inode lives                         |
+//	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself               |
+//	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
+//	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
+//	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
+//	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |
 //
 // ENOSPC for a store into a mapped page shows at msync, fsync or close: FUSE has no message for the store itself.
 //
