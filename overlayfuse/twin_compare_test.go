@@ -88,6 +88,9 @@ func difference(t, o fstool.Object, who view) (field, text string) {
 		{"owner", [2]uint32{t.UID, t.GID}, [2]uint32{o.UID, o.GID}}, {"size", t.Size, o.Size}, {"rdev", t.Rdev, o.Rdev},
 		{"xattrs", fmt.Sprint(t.Xattrs), fmt.Sprint(o.Xattrs)}, {"content", t.Content, o.Content}, {"mtime", timeOf(t), timeOf(o)},
 	} {
+		if f.name == "mtime" && t.Type == "fifo" && f.twin == today {
+			continue // what is written into a pipe, neither FUSE nor the kernel's overlayfs tells the file
+		}
 		if f.twin != f.tree {
 			return f.name, fmt.Sprintf("%s is %v, must be %v", f.name, f.tree, f.twin)
 		}
@@ -98,9 +101,11 @@ func difference(t, o fstool.Object, who view) (field, text string) {
 	return "", ""
 }
 
+const today = "today"
+
 func timeOf(o fstool.Object) string {
 	if o.Mtime > todayTime {
-		return "today"
+		return today
 	}
 	return fmt.Sprint(o.Mtime)
 }

@@ -161,6 +161,9 @@ func (w *worker) inOwn(s step) error {
 
 // inShared makes a step whose result nobody knows, but for what it must never be.
 func (w *worker) inShared(s step) error {
+	if s.words[0] == "mapscribble" {
+		return nil // SIGBUS if another one truncates meanwhile
+	}
 	w.done = append(w.done, s)
 	r, err := w.agent.Do(s.on("m"))
 	if err != nil {
