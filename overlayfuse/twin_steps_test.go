@@ -262,7 +262,11 @@ func (g *stepMaker) dressing() []string {
 	case 0, 1:
 		return []string{"chmod", p, g.mode()}
 	case 2, 3:
-		return []string{"chown", p, g.pick("-1", "0", "1000", "2000"), g.pick("-1", "0", "1000", "2000")}
+		// Not -1 and -1: that takes the set-id bits away, but FUSE does not tell the server.
+		if g.IntN(4) == 0 {
+			return []string{"chown", p, "-1", g.pick("0", "1000", "2000")}
+		}
+		return []string{"chown", p, g.pick("0", "1000", "2000"), g.pick("-1", "0", "1000", "2000")}
 	case 4, 5:
 		return []string{"utimes", p, "omit", g.pick(fmt.Sprint(oldTime+100000+g.IntN(100000)), "now")}
 	case 6, 7:
