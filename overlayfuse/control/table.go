@@ -71,7 +71,20 @@ func (s *Server) endIfIdle() {
 func (s *Server) current(e *entry) (Spec, *overlayfuse.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if e.session == nil || over(e.session) {
+		return Spec{}, nil
+	}
 	return e.spec, e.session
+}
+
+// over tells a session that has ended: its entry goes a moment later.
+func over(session *overlayfuse.Session) bool {
+	select {
+	case <-session.Done():
+		return true
+	default:
+		return false
+	}
 }
 
 // adopt gives an entry its session, until that ends.
@@ -103,7 +116,7 @@ func (s *Server) list() ([]MountInfo, error) {
 	var all []mount
 	s.mu.Lock()
 	for _, e := range s.entries {
-		if e.session != nil {
+		if e.session != nil && !over(e.session) {
 			all = append(all, mount{e.spec, e.session})
 		}
 	}
