@@ -36,9 +36,7 @@ func (fs *FS) FlushUpper(ctx context.Context) (FlushStats, error) {
 	if err := f.linkNames(); err != nil {
 		return f.stats, err
 	}
-	if fs.cfg.Volatile {
-		return f.stats, nil
-	}
+	// Also of a volatile mount: what was risked while it ran is not risked in a layer that others will stand on.
 	return f.stats, f.sync()
 }
 

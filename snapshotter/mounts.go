@@ -53,7 +53,8 @@ func (s *Snapshotter) wayOf(ctx context.Context, r record) (way, error) {
 	if r.info.Kind == snapshots.KindActive {
 		switch {
 		// The applier looks up parents of what it writes below each lower directory by path, so it must find them there.
-		case isExtraction(r.key) && !marks.Redirects:
+		// A metacopy file below would show there as a hole.
+		case isExtraction(r.key) && !marks.Redirects && !marks.Metacopy:
 			return wayExtract, nil
 		case len(r.parents) == 0:
 			return wayBind, nil

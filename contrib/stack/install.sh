@@ -61,7 +61,7 @@ need_run() {
 
 need_test() {
 	need_run
-	need_packages acl attr git libcap2-bin systemd
+	need_packages acl attr e2fsprogs git libcap2-bin systemd
 	CGO_ENABLED=0 build "gotestsum-$gotestsum_version" go_install "gotest.tools/gotestsum@$gotestsum_version"
 }
 
