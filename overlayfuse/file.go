@@ -205,6 +205,11 @@ func (fs *FS) syncMetacopy(in *inode) error {
 	if !u.exists || !u.metacopy || fs.cfg.Volatile {
 		return nil
 	}
+	return fs.syncUpper(in)
+}
+
+// syncUpper is fsync(2) of the upper object itself, a file or a directory.
+func (fs *FS) syncUpper(in *inode) error {
 	fd, err := fs.openUpperPath(in)
 	if err != nil {
 		return err
@@ -214,8 +219,7 @@ func (fs *FS) syncMetacopy(in *inode) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // read-only
-	return f.Sync()
+	return syncClose(f, "upper")
 }
 
 // Fallocate is fallocate(2) in every mode that the upper's file system has.

@@ -215,7 +215,7 @@ func (c *chain) walk(p string) (*entry, error) {
 	return c.lookup(dir, p[strings.LastIndexByte(p, '/')+1:], p)
 }
 
-// data opens the file that holds the data of a regular file's entry, read-only.
+// open opens a real object of a lower layer with flags that cannot write.
 func (c *chain) open(r ref, flags uint64) (int, error) {
 	d, err := c.lowerDir(r.layer, dirOf(r.path))
 	if err != nil {

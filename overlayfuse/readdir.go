@@ -52,21 +52,7 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if !h.in.upper().exists || fs.cfg.Volatile {
 		return fuse.OK
 	}
-	return fs.fail("fsyncdir", h.in, fs.syncDir(h.in))
-}
-
-func (fs *FS) syncDir(in *inode) error {
-	d, err := fs.upperDir(in)
-	if err != nil {
-		return err
-	}
-	defer d.release()
-	f, err := reopen(d.fd, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }() // read-only
-	return f.Sync()
+	return fs.fail("fsyncdir", h.in, fs.syncUpper(h.in))
 }
 
 // ReadDir gives names, types and inode numbers.

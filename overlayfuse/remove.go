@@ -164,7 +164,7 @@ func (fs *FS) makeWhiteout(dir int, name string) error {
 }
 
 // whiteoutOver puts a whiteout in the place of the upper object name, in one step. With RENAME_EXCHANGE the
-// object goes to work/work under the name that is returned by moved.
+// object, a directory, goes to work/work and is discarded there.
 func (fs *FS) whiteoutOver(d *dirFD, name string, flags uint) error {
 	work := fs.layers.temp.fd
 	tmp := fs.temps.next()
