@@ -9,13 +9,13 @@ import (
 )
 
 // backing is one open descriptor of a lower or an upper file. File's cache holds one reference to it and every operation
-// that uses it another one, so that a descriptor that a copy-up replaced lives until its last reader is done.
+// that uses it another one, so that a descriptor of the lower lives until its last reader is done.
 type backing struct {
 	file  *os.File
 	fd    int   // of file
-	lower bool  // read-only, and to be replaced by a copy-up
+	lower bool  // read-only
 	stage bool  // the target of a copy-up: must be writable at every offset
-	limit int64 // lower: bytes of it that the file shows; min(Limiter.LowerLimit, size)
+	limit int64 // lower: bytes of it that the file showed when it was opened; min(Target.LowerLimit, size)
 	refs  int   // +checklocks:File.mu, by convention: the mutex of the File that owns it
 }
 
@@ -54,10 +54,7 @@ func (f *File) checkBacking(b *backing) error {
 		return fmt.Errorf("copyup: open %v: not a regular file: %w", b.file.Name(), unix.EIO)
 	}
 	if b.lower {
-		b.limit = st.Size
-		if l, ok := f.target.(Limiter); ok {
-			b.limit = max(0, min(b.limit, l.LowerLimit()))
-		}
+		b.limit = max(0, min(st.Size, f.target.LowerLimit()))
 	}
 	return nil
 }
@@ -68,19 +65,20 @@ func (f *File) stat(fd int) (st unix.Stat_t, err error) {
 	return st, err
 }
 
-// acquire gives the descriptor that holds the data now, with a reference to be released. A copy-up that commits later
-// leaves it valid, but then it is no longer where the data is: see moved.
+// acquire gives the descriptor of the lower or of the upper, with a reference to be released. A copy-up that commits
+// later leaves it valid, but then it may no longer be where the data is: see moved.
 // Preconditions: between begin and end, which keep the cache.
-// Errors: those of Target.OpenLower and OpenUpper and of newBacking.
-func (f *File) acquire() (*backing, error) {
+// Errors: errMoved where the state has no such file any more (the lower in Upper) or yet; those of Target.OpenLower and
+// OpenUpper and of newBacking.
+func (f *File) acquire(lower bool) (*backing, error) {
+	open, name := f.target.OpenUpper, "upper"
+	if lower {
+		open, name = f.target.OpenLower, "lower"
+	}
 	for {
-		b, lower := f.cached()
-		if b != nil {
-			return b, nil
-		}
-		open, name := f.target.OpenUpper, "upper"
-		if lower {
-			open, name = f.target.OpenLower, "lower"
+		b, err := f.cached(lower)
+		if b != nil || err != nil {
+			return b, err
 		}
 		file, err := open()
 		if err != nil {
@@ -97,34 +95,57 @@ func (f *File) acquire() (*backing, error) {
 	}
 }
 
-// cached gives the cached descriptor with a new reference, or nil and which one to open.
-func (f *File) cached() (b *backing, lower bool) {
+// acquireCurrent gives the upper if there is one, else the lower.
+func (f *File) acquireCurrent() (*backing, error) {
+	for {
+		b, err := f.acquire(f.State().onLower())
+		if !errors.Is(err, errMoved) {
+			return b, err
+		}
+	}
+}
+
+// slotLocked is where the cache has a descriptor of this kind; nil if the state has no such file.
+// +checklocks:f.mu
+func (f *File) slotLocked(lower bool) **backing {
+	switch {
+	case lower && f.state != Upper:
+		return &f.lower
+	case !lower && !f.state.onLower():
+		return &f.upper
+	}
+	return nil
+}
+
+// cached gives the cached descriptor with a new reference, or nil.
+func (f *File) cached(lower bool) (*backing, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.current != nil {
-		f.current.refs++
+	slot := f.slotLocked(lower)
+	if slot == nil {
+		return nil, errMoved
 	}
-	return f.current, f.state.onLower()
+	if *slot != nil {
+		(*slot).refs++
+	}
+	return *slot, nil
 }
 
 // offer puts a fresh descriptor into the cache, with a reference for the caller, if it is still what is wanted.
 func (f *File) offer(b *backing) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.current != nil || b.lower != f.state.onLower() {
+	slot := f.slotLocked(b.lower)
+	if slot == nil || *slot != nil {
 		return false
 	}
 	b.refs = 2
-	f.current = b
+	*slot = b
 	return true
 }
 
-// moved reports whether the data has left b since it was acquired.
-func (f *File) moved(b *backing) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return b.lower && !f.state.onLower()
-}
+// moved reports whether data has left the lower since it was all there.
+func (f *File) moved() bool { return !f.State().onLower() }
 
 // release drops a reference; the last one closes the descriptor.
 func (f *File) release(b *backing) {
@@ -149,10 +170,27 @@ func (b *backing) unrefLocked() (last bool) {
 	return b.refs == 0
 }
 
+func (f *File) closeAll(bs []*backing) {
+	for _, b := range bs {
+		f.closeBacking(b)
+	}
+}
+
 // closeBacking closes a descriptor that nobody uses. Its error goes to the log: close(2) says that no retry is possible,
 // and what close can report about an upper (a delayed write error on a network file system) fsync has reported or will.
 func (f *File) closeBacking(b *backing) {
 	if err := b.file.Close(); err != nil {
 		f.logf("copyup: close %v: %v", b.file.Name(), err)
 	}
+}
+
+// withUpper calls fn with the upper's descriptor.
+// Preconditions: between begin and end, and the state has an upper.
+func (f *File) withUpper(fn func(b *backing) error) error {
+	b, err := f.acquire(false)
+	if err != nil {
+		return err
+	}
+	defer f.release(b)
+	return fn(b)
 }

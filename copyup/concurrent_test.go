@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -32,16 +33,16 @@ func TestConcurrentFaultsCopyOnce(t *testing.T) {
 	if !bytes.Equal(content(t, s.File), want) || s.target.stages != 1 || s.stats.Faults.Load() != 1 {
 		t.Errorf("%d stages, %d faults", s.target.stages, s.stats.Faults.Load())
 	}
-	s.target.check(Upper)
+	s.target.check(UpperShared)
 	s.target.checkClosed()
 }
 
-// held stops the copy-up of a scene inside copy_file_range until release is called, and says on in that it is there.
-func held(s *scene) (in chan struct{}, release func()) {
+// held stops the copy-up of a scene inside a system call until release is called, and says on in that it is there.
+func held(s *scene, call string) (in chan struct{}, release func()) {
 	in, out := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	s.kernel.onCall = func(name string) {
-		if name == "copy_file_range" {
+		if name == call {
 			once.Do(func() { close(in); <-out })
 		}
 	}
@@ -51,7 +52,7 @@ func held(s *scene) (in chan struct{}, release func()) {
 // TestReadsGoOnDuringACopy: they see the old data while the copy-up is held, and the write once it returned.
 func TestReadsGoOnDuringACopy(t *testing.T) {
 	s := newScene(t, byRange, false)
-	in, release := held(s)
+	in, release := held(s, "copy_file_range")
 	written := make(chan error)
 	go func() {
 		_, err := s.WriteAt([]byte("new"), 0, SyncNone)
@@ -63,7 +64,7 @@ func TestReadsGoOnDuringACopy(t *testing.T) {
 			t.Error("not the old data during the copy")
 		}
 	}
-	if err := s.Sync(false); err != nil || s.State() != Lower {
+	if err := s.Sync(false); err != nil || s.State() != UpperShared {
 		t.Errorf("sync during the copy: %v, state %v", err, s.State())
 	}
 	release()
@@ -100,7 +101,7 @@ func TestReadThatMetTheCommitReadsAgain(t *testing.T) {
 func TestReadersNeverSeeOlderData(t *testing.T) {
 	st := newStage(t)
 	for range 20 {
-		s := st.scene(t, byRange, false)
+		s := st.scene(t, byRange, false, int64(rand.IntN(2))*DefaultPartialAbove)
 		var completed atomic.Uint32
 		if _, err := s.other.WriteAt([]byte{0}, 0, SyncNone); err != nil {
 			t.Fatal(err)
@@ -125,7 +126,7 @@ func TestReadersNeverSeeOlderData(t *testing.T) {
 			completed.Store(uint32(i + 1))
 		}
 		readers.Wait()
-		s.target.check(Upper)
+		s.target.check(UpperShared)
 		s.target.checkClosed()
 	}
 }
@@ -133,7 +134,7 @@ func TestReadersNeverSeeOlderData(t *testing.T) {
 // TestWritesAreNotSerialised: while one write hangs in the kernel, another one and a read complete.
 func TestWritesAreNotSerialised(t *testing.T) {
 	s := newScene(t, byRange, false)
-	if err := s.Fault(context.Background()); err != nil {
+	if err := s.Complete(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	in, out := make(chan struct{}), make(chan struct{})
@@ -164,7 +165,7 @@ func TestWritesAreNotSerialised(t *testing.T) {
 // TestFailureIsShared: those who wait for a whole copy-up get its error, and do not each try a full disk again.
 func TestFailureIsShared(t *testing.T) {
 	s := newScene(t, byRange, false)
-	in, release := held(s)
+	in, release := held(s, "clone")
 	s.target.fail = failCall("Commit", unix.ENOSPC)
 	const writers = 8
 	errs := make(chan error, writers)
@@ -204,17 +205,17 @@ func waitForUsers(t *testing.T, f *File, n int) {
 // TestCancelledFault: its maker gets EINTR, and one who waited copies for itself; who waits can leave as well.
 func TestCancelledFault(t *testing.T) {
 	s := newScene(t, byBuffer, false)
-	in, release := held(s)
+	in, release := held(s, "copy_file_range")
 	ctx, cancel := context.WithCancel(context.Background())
 	maker, waiter := make(chan error), make(chan error)
-	go func() { maker <- s.Fault(ctx) }()
+	go func() { maker <- s.Complete(ctx) }()
 	<-in
 	gone, leave := context.WithCancel(context.Background())
 	leave()
-	if err := s.Fault(gone); !errors.Is(err, unix.EINTR) || !errors.Is(err, context.Canceled) {
+	if err := s.Complete(gone); !errors.Is(err, unix.EINTR) || !errors.Is(err, context.Canceled) {
 		t.Errorf("waiter that left: %v", err)
 	}
-	go func() { waiter <- s.Fault(context.Background()) }()
+	go func() { waiter <- s.Complete(context.Background()) }()
 	waitForUsers(t, s.File, 2)
 	cancel()
 	release()

@@ -2,13 +2,10 @@ package copyup
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // fakeTarget is one file of an overlay without layers: a lower file, and an upper name in the same directory.
@@ -17,19 +14,32 @@ type fakeTarget struct {
 	t          *testing.T
 	dir        string
 	lowerBytes []byte
-	meta       bool // the upper is an installed metacopy file until Commit
-	limit      int64
+	whole      bool                    // uppers are never partial (Options.Unit is 0)
 	fail       func(call string) error // nil or an error for this call
 	onStage    func()
+	dead       bool // Keep refuses
 
 	mu       sync.Mutex
 	opened   []*os.File // everything handed out
 	staged   *os.File   // Stage without Commit or Abort yet
-	complete bool       // the upper has the data
+	marks    marks      // of the upper: on the disk
 	stages   int
 	commits  int
 	aborts   int
+	kept     int
+	fresh    bool // the upper was made since the last sync
+	quietly  int
+	complete int
 }
+
+// marks is what the overlay stores with an upper.
+type marks struct {
+	exists bool
+	data   byte // 0: complete, 'm': metacopy, 'p': partial
+	limit  int64
+}
+
+const noLimit = 1 << 62
 
 func newTarget(t *testing.T, lower []byte) *fakeTarget {
 	t.Helper()
@@ -38,7 +48,7 @@ func newTarget(t *testing.T, lower []byte) *fakeTarget {
 
 func newTargetIn(t *testing.T, dir string, lower []byte) *fakeTarget {
 	t.Helper()
-	ft := &fakeTarget{t: t, dir: dir, lowerBytes: bytes.Clone(lower), limit: 1 << 62}
+	ft := &fakeTarget{t: t, dir: dir, lowerBytes: bytes.Clone(lower), marks: marks{limit: noLimit}}
 	if err := os.Remove(ft.path("upper")); err != nil && !os.IsNotExist(err) {
 		t.Fatal(err)
 	}
@@ -51,16 +61,24 @@ func newTargetIn(t *testing.T, dir string, lower []byte) *fakeTarget {
 	return ft
 }
 
-// metacopy installs a metacopy upper.
+// metacopy installs an upper without data.
 func (ft *fakeTarget) metacopy() {
 	ft.t.Helper()
-	ft.meta = true
-	if err := os.WriteFile(ft.path("upper"), nil, 0o644); err != nil {
+	if err := ft.makeUpper('m'); err != nil {
 		ft.t.Fatal(err)
+	}
+}
+
+func (ft *fakeTarget) makeUpper(data byte) error {
+	if err := os.WriteFile(ft.path("upper"), nil, 0o644); err != nil {
+		return err
 	}
 	if err := os.Truncate(ft.path("upper"), int64(len(ft.lowerBytes))); err != nil {
-		ft.t.Fatal(err)
+		return err
 	}
+	ft.marks = marks{exists: true, data: data, limit: noLimit}
+	ft.fresh = true
+	return nil
 }
 
 func (ft *fakeTarget) path(name string) string { return filepath.Join(ft.dir, name) }
@@ -83,10 +101,21 @@ func (ft *fakeTarget) open(name string, flags int) (*os.File, error) {
 	return f, nil
 }
 
-func (ft *fakeTarget) isComplete() bool {
+func (ft *fakeTarget) now() marks {
 	ft.mu.Lock()
 	defer ft.mu.Unlock()
-	return ft.complete
+	return ft.marks
+}
+
+// state is what New has to be told.
+func (ft *fakeTarget) state() State {
+	switch m := ft.now(); {
+	case !m.exists || m.data == 'm':
+		return Lower
+	case m.data == 'p':
+		return UpperShared
+	}
+	return Upper
 }
 
 func (ft *fakeTarget) OpenLower() (*os.File, error) {
@@ -97,13 +126,21 @@ func (ft *fakeTarget) OpenLower() (*os.File, error) {
 }
 
 func (ft *fakeTarget) OpenUpper() (*os.File, error) {
-	if !ft.isComplete() {
-		ft.t.Error("OpenUpper without a complete upper")
+	if ft.state() == Lower {
+		ft.t.Error("OpenUpper without data in the upper")
 	}
 	if err := ft.call("OpenUpper"); err != nil {
 		return nil, err
 	}
 	return ft.open("upper", os.O_RDWR)
+}
+
+func (ft *fakeTarget) LowerLimit() int64 {
+	limit := min(ft.now().limit, int64(len(ft.lowerBytes)))
+	if st, err := os.Stat(ft.path("upper")); err == nil && ft.now().data != 0 {
+		limit = min(limit, st.Size())
+	}
+	return limit
 }
 
 func (ft *fakeTarget) Stage() (*os.File, error) {
@@ -113,19 +150,27 @@ func (ft *fakeTarget) Stage() (*os.File, error) {
 	if ft.onStage != nil {
 		ft.onStage()
 	}
-	name, flags := ".", os.O_RDWR|unix.O_TMPFILE
-	if ft.meta {
-		name, flags = "upper", os.O_RDWR
+	ft.mu.Lock()
+	if ft.staged != nil || ft.marks.exists && ft.marks.data == 0 {
+		ft.t.Error("Stage twice")
 	}
-	f, err := ft.open(name, flags)
+	if !ft.marks.exists {
+		data := byte('p')
+		if ft.whole {
+			data = 'm'
+		}
+		if err := ft.makeUpper(data); err != nil {
+			ft.mu.Unlock()
+			return nil, err
+		}
+	}
+	ft.mu.Unlock()
+	f, err := ft.open("upper", os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
 	ft.mu.Lock()
 	defer ft.mu.Unlock()
-	if ft.staged != nil || ft.complete {
-		ft.t.Error("Stage twice")
-	}
 	ft.staged = f
 	ft.stages++
 	return f, nil
@@ -141,20 +186,23 @@ func (ft *fakeTarget) unstage(f *os.File, call string) {
 	ft.staged = nil
 }
 
-func (ft *fakeTarget) Commit(f *os.File) error {
+func (ft *fakeTarget) Commit(f *os.File, shape Shape) error {
 	err := ft.call("Commit")
 	ft.mu.Lock()
 	defer ft.mu.Unlock()
 	ft.unstage(f, "Commit")
-	if err == nil && !ft.meta {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, ft.path("upper"), unix.AT_SYMLINK_FOLLOW)
-	}
 	if err != nil {
 		ft.aborts++
 		return err
 	}
-	ft.complete = true
 	ft.commits++
+	ft.marks.data = 0
+	if shape.Partial {
+		ft.marks.data, ft.marks.limit = 'p', shape.Limit
+		if ft.whole {
+			ft.t.Error("partial upper on a file system that does not tell data from holes")
+		}
+	}
 	return nil
 }
 
@@ -165,12 +213,58 @@ func (ft *fakeTarget) Abort(f *os.File) {
 	ft.aborts++
 }
 
-// limited is a fakeTarget that is a Limiter.
-type limited struct{ *fakeTarget }
+func (ft *fakeTarget) SetLimit(_ *os.File, limit int64) error {
+	if err := ft.call("SetLimit"); err != nil {
+		return err
+	}
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	if ft.marks.data != 'p' || limit > ft.marks.limit {
+		ft.t.Errorf("SetLimit(%d) of %+v", limit, ft.marks)
+	}
+	ft.marks.limit = limit
+	return nil
+}
 
-func (l limited) LowerLimit() int64 { return l.limit }
+func (ft *fakeTarget) Quietly(_ *os.File, fn func() error) error {
+	if err := ft.call("Quietly"); err != nil {
+		return err
+	}
+	ft.mu.Lock()
+	ft.quietly++
+	ft.mu.Unlock()
+	return fn()
+}
 
-// check fails the test unless the lower is what it was, the contract was kept, and the names on the disk agree with state.
+func (ft *fakeTarget) Complete(*os.File) error {
+	if err := ft.call("Complete"); err != nil {
+		return err
+	}
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	if ft.marks.data != 'p' {
+		ft.t.Errorf("Complete of %+v", ft.marks)
+	}
+	ft.complete++
+	ft.marks.data = 0
+	return nil
+}
+
+func (ft *fakeTarget) Keep() (func(), bool) {
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	if ft.dead {
+		return nil, false
+	}
+	ft.kept++
+	return func() {
+		ft.mu.Lock()
+		defer ft.mu.Unlock()
+		ft.kept--
+	}, true
+}
+
+// check fails the test unless the lower is what it was, the contract was kept, and the marks on the disk agree with state.
 // Preconditions: no operation in flight.
 func (ft *fakeTarget) check(s State) {
 	ft.t.Helper()
@@ -180,18 +274,24 @@ func (ft *fakeTarget) check(s State) {
 	if err != nil || !bytes.Equal(got, ft.lowerBytes) {
 		ft.t.Errorf("lower changed (%v)", err)
 	}
+	ft.checkMarksLocked(s)
+}
+
+func (ft *fakeTarget) checkMarksLocked(s State) {
+	ft.t.Helper()
 	if ft.staged != nil || ft.stages != ft.commits+ft.aborts {
 		ft.t.Errorf("%d stages, %d commits, %d aborts", ft.stages, ft.commits, ft.aborts)
 	}
-	if (s == Upper) != ft.complete || ft.commits > 1 {
-		ft.t.Errorf("state %v with a complete upper: %v, %d commits", s, ft.complete, ft.commits)
+	done := ft.marks.exists && ft.marks.data == 0
+	if (s == Upper) != done || s == UpperShared && ft.marks.data != 'p' {
+		ft.t.Errorf("state %v with marks %+v", s, ft.marks)
 	}
 	st, err := os.Stat(ft.path("upper"))
 	switch {
-	case (err == nil) != (ft.complete || ft.meta):
-		ft.t.Errorf("upper: %v, complete %v", err, ft.complete)
-	case err == nil && !ft.complete && st.Size() != int64(len(ft.lowerBytes)):
-		ft.t.Errorf("metacopy upper has size %d, want %d", st.Size(), len(ft.lowerBytes))
+	case (err == nil) != ft.marks.exists:
+		ft.t.Errorf("upper: %v, marks %+v", err, ft.marks)
+	case err == nil && s.onLower() && st.Size() != int64(len(ft.lowerBytes)):
+		ft.t.Errorf("upper without data has size %d, want %d", st.Size(), len(ft.lowerBytes))
 	}
 }
 
@@ -205,6 +305,7 @@ func (ft *fakeTarget) checkClosed() {
 			ft.t.Errorf("%v is still open", f.Name())
 		}
 	}
+	ft.opened = nil
 }
 
 // pattern gives n bytes that differ from place to place and are never 0.

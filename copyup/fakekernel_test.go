@@ -3,6 +3,7 @@ package copyup
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,7 @@ type fakeKernel struct {
 	inject injection
 	fired  bool
 	onCall func(name string)
+	onSync func(fd int) // after a sync that succeeded
 }
 
 // way is how a copy-up can copy.
@@ -119,7 +121,7 @@ func (k *fakeKernel) pread(fd int, p []byte, off int64) (int, error) {
 	return k.linux.pread(fd, p[:halve(len(p), short)], off)
 }
 
-func (k *fakeKernel) pwrite(fd int, p []byte, off int64, flags int) (int, error) {
+func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, error) {
 	name := "pwrite"
 	if flags != 0 {
 		name = fmt.Sprintf("pwrite flags %d", flags)
@@ -128,7 +130,11 @@ func (k *fakeKernel) pwrite(fd int, p []byte, off int64, flags int) (int, error)
 	if err != nil {
 		return 0, err
 	}
-	return k.linux.pwrite(fd, p[:halve(len(p), short)], off, 0)
+	if short {
+		p := slices.Concat(bufs...)
+		bufs = [][]byte{p[:halve(len(p), true)]}
+	}
+	return k.linux.pwrite(fd, bufs, off, 0)
 }
 
 func (k *fakeKernel) ftruncate(fd int, size int64) error {
@@ -169,7 +175,7 @@ func (k *fakeKernel) cloneRange(dst, src int, length int64) error {
 	if n, err := k.linux.pread(src, buf, 0); err != nil || int64(n) != length {
 		return errors.Join(err, fmt.Errorf("clone read %d of %d bytes", n, length))
 	}
-	_, err := k.linux.pwrite(dst, buf, 0, 0)
+	_, err := k.linux.pwrite(dst, [][]byte{buf}, 0, 0)
 	return err
 }
 
@@ -186,12 +192,23 @@ func (k *fakeKernel) copyFileRange(src int, srcOff int64, dst int, dstOff int64,
 	return k.linux.copyFileRange(src, srcOff, dst, dstOff, halve(length, short))
 }
 
-func (k *fakeKernel) fsync(int) error {
-	_, err := k.enter("fsync")
-	return err
+func (k *fakeKernel) fsync(fd int) error { return k.synced("fsync", fd) }
+
+func (k *fakeKernel) fdatasync(fd int) error { return k.synced("fdatasync", fd) }
+
+func (k *fakeKernel) synced(name string, fd int) error {
+	if _, err := k.enter(name); err != nil {
+		return err
+	}
+	if k.onSync != nil {
+		k.onSync(fd)
+	}
+	return nil
 }
 
-func (k *fakeKernel) fdatasync(int) error {
-	_, err := k.enter("fdatasync")
-	return err
+func (k *fakeKernel) dropCache(fd int, off, length int64) (int64, error) {
+	if _, err := k.enter("drop"); err != nil {
+		return 0, err
+	}
+	return k.linux.dropCache(fd, off, length)
 }

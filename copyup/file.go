@@ -1,6 +1,7 @@
 package copyup
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -15,8 +16,13 @@ type File struct {
 	opts   Options
 	stats  *Stats
 
+	// loading is held across I/O by who reads the extent map from the upper.
+	loading sync.Mutex
+
 	// mu guards what follows. It is a leaf: no call leaves this package with mu held, neither to the kernel nor to target.
 	mu sync.Mutex
+	// released is signalled when a span is. Its lock is mu.
+	released *sync.Cond
 	// +checklocks:mu
 	state State
 	// +checklocks:mu
@@ -26,26 +32,42 @@ type File struct {
 	// +checklocks:mu
 	users int // operations between begin and end
 	// +checklocks:mu
-	current *backing // where the data is; nil until used, and when opens and users are both 0
+	lower *backing // nil until used, when opens and users are both 0, and in state Upper
+	// +checklocks:mu
+	upper *backing // nil until used, when opens and users are both 0, and before the copy-up
 	// +checklocks:mu
 	copying *reservation // the copy-up in flight, if any
+	// +checklocks:mu
+	ext *extents // state UpperShared; nil until loaded
+	// +checklocks:mu
+	spans []*span // reserved parts of a partial file
+	// +checklocks:mu
+	limitDue bool // ext.limit is smaller than the limit that is stored with the upper
+	// +checklocks:mu
+	named bool // the upper's name and marks are durable: an fsync ended after the copy-up
+	// +checklocks:mu
+	syncErr error // of a sync that no caller asked for; the next Sync reports it
 	// +checklocks:mu
 	poison error // what every operation answers from now on; wraps EIO
 }
 
-// New gives the File of a target whose data is in s, which is Lower or Upper. A file that is partly in both cannot be
-// taken over yet: with any other state the File answers EIO.
+// New gives the File of a target whose data is in s: Lower, UpperShared (the upper is marked partial) or Upper. With any
+// other state the File answers EIO.
 func New(t Target, s State, opts Options) *File {
 	return newFile(t, s, opts, linux{})
 }
 
 func newFile(t Target, s State, opts Options, sys kernel) *File {
 	f := &File{target: t, sys: sys, opts: opts, stats: opts.Stats, state: s}
+	f.released = sync.NewCond(&f.mu)
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
-	if s != Lower && s != Upper {
+	switch {
+	case s != Lower && s != UpperShared && s != Upper:
 		f.Poison(fmt.Errorf("initial state %v", s))
+	case s == UpperShared && opts.Unit == 0:
+		f.Poison(errors.New("the upper is partial, and its file system does not tell data from holes"))
 	}
 	return f
 }
@@ -71,7 +93,7 @@ func (f *File) Open(write bool) error {
 		return err
 	}
 	defer f.end()
-	b, err := f.acquire()
+	b, err := f.acquireCurrent()
 	if err != nil {
 		return err
 	}
@@ -92,23 +114,24 @@ func (f *File) countOpen(write bool) error {
 	f.opens++
 	if write {
 		f.writers++
+		if f.state.onLower() {
+			f.stats.Deferred.Add(1)
+		}
 	}
 	return nil
 }
 
-// Close takes back one Open of the same kind. The last one drops the backing descriptor once the operations that use it
-// are done, and takes LowerShared back to Lower.
+// Close takes back one Open of the same kind. The last one drops the backing descriptors once the operations that use
+// them are done, and takes LowerShared back to Lower.
 // Errors: EBADF if no such open is left. A poisoned File can be closed.
 func (f *File) Close(write bool) error {
-	b, err := f.countClose(write)
-	if b != nil {
-		f.closeBacking(b)
-	}
+	unused, err := f.countClose(write)
+	f.closeAll(unused)
 	return err
 }
 
-// countClose gives the backing to close, if any.
-func (f *File) countClose(write bool) (*backing, error) {
+// countClose gives the backings to close, if any.
+func (f *File) countClose(write bool) ([]*backing, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.opens == 0 || write && f.writers == 0 || !write && f.writers == f.opens {
@@ -122,13 +145,13 @@ func (f *File) countClose(write bool) (*backing, error) {
 		return nil, nil
 	}
 	if f.state == LowerShared && f.copying == nil {
-		f.stats.AvoidedOpens.Add(1)
+		f.stats.Avoided.Add(1)
 	}
 	err := f.moveLocked(lastClose)
 	return f.dropLocked(), err
 }
 
-// begin starts an operation: until end, the backing descriptor stays cached.
+// begin starts an operation: until end, the backing descriptors stay cached.
 // Errors: EIO if poisoned.
 func (f *File) begin() error {
 	f.mu.Lock()
@@ -141,31 +164,30 @@ func (f *File) begin() error {
 }
 
 // end ends an operation.
-func (f *File) end() {
-	if b := f.countEnd(); b != nil {
-		f.closeBacking(b)
-	}
-}
+func (f *File) end() { f.closeAll(f.countEnd()) }
 
-func (f *File) countEnd() *backing {
+func (f *File) countEnd() []*backing {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.users--
 	return f.dropLocked()
 }
 
-// dropLocked empties the cache if nobody needs it, and gives the backing to close after unlocking, if any.
+// dropLocked empties the cache if nobody needs it, and gives the backings to close after unlocking, if any.
 // +checklocks:f.mu
-func (f *File) dropLocked() *backing {
+func (f *File) dropLocked() []*backing {
 	if f.opens > 0 || f.users > 0 {
 		return nil
 	}
-	b := f.current
-	f.current = nil
-	if b.unrefLocked() {
-		return b
+	var unused []*backing
+	for _, slot := range []**backing{&f.lower, &f.upper} {
+		b := *slot
+		*slot = nil
+		if b.unrefLocked() {
+			unused = append(unused, b)
+		}
 	}
-	return nil
+	return unused
 }
 
 // moveLocked takes one step of the transition table.
@@ -191,6 +213,7 @@ func (f *File) Poison(cause error) {
 func (f *File) setPoison(cause error) (first bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	defer f.released.Broadcast()
 	if f.poison != nil {
 		return false
 	}

@@ -12,14 +12,15 @@ type kernel interface {
 	fstat(fd int, st *unix.Stat_t) error
 	statusFlags(fd int) (int, error) // fcntl(F_GETFL)
 	pread(fd int, p []byte, off int64) (int, error)
-	pwrite(fd int, p []byte, off int64, flags int) (int, error)
+	pwrite(fd int, bufs [][]byte, off int64, flags int) (int, error) // the buffers one after the other
 	ftruncate(fd int, size int64) error
 	fallocate(fd int, mode uint32, off, length int64) error
 	lseek(fd int, off int64, whence int) (int64, error)
-	cloneRange(dst, src int, length int64) error // FICLONERANGE from offset 0 to offset 0; length 0: to the end of src
+	cloneRange(dst, src int, length int64) error // FICLONERANGE from offset 0 to offset 0
 	copyFileRange(src int, srcOff int64, dst int, dstOff int64, length int) (int, error)
 	fsync(fd int) error
 	fdatasync(fd int) error
+	dropCache(fd int, off, length int64) (dropped int64, err error) // posix_fadvise(DONTNEED); bytes that left the cache
 }
 
 // linux is the kernel.
@@ -33,11 +34,11 @@ func (linux) statusFlags(fd int) (int, error) { return unix.FcntlInt(uintptr(fd)
 
 func (linux) pread(fd int, p []byte, off int64) (int, error) { return unix.Pread(fd, p, off) }
 
-func (linux) pwrite(fd int, p []byte, off int64, flags int) (int, error) {
-	if flags == 0 {
-		return unix.Pwrite(fd, p, off)
+func (linux) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, error) {
+	if flags == 0 && len(bufs) == 1 {
+		return unix.Pwrite(fd, bufs[0], off)
 	}
-	return unix.Pwritev2(fd, [][]byte{p}, off, flags)
+	return unix.Pwritev2(fd, bufs, off, flags)
 }
 
 func (linux) ftruncate(fd int, size int64) error { return unix.Ftruncate(fd, size) }
@@ -59,6 +60,23 @@ func (linux) copyFileRange(src int, srcOff int64, dst int, dstOff int64, length 
 func (linux) fsync(fd int) error { return unix.Fsync(fd) }
 
 func (linux) fdatasync(fd int) error { return unix.Fdatasync(fd) }
+
+// dropCache counts with cachestat(2) (Linux 6.5); without it what was dropped is not known and 0.
+func (linux) dropCache(fd int, off, length int64) (int64, error) {
+	held := func() int64 {
+		var cs unix.Cachestat_t
+		r := unix.CachestatRange{Off: uint64(off), Len: uint64(length)}
+		if err := unix.Cachestat(uint(fd), &r, &cs, 0); err != nil {
+			return 0
+		}
+		return int64(cs.Cache)
+	}
+	before := held()
+	if err := unix.Fadvise(fd, off, length, unix.FADV_DONTNEED); err != nil {
+		return 0, err
+	}
+	return max(0, before-held()) * int64(unix.Getpagesize()), nil
+}
 
 // retry makes a call again as long as a signal interrupts it (signal(7): all calls of kernel are safe to restart).
 func retry[T any](call func() (T, error)) (T, error) {

@@ -3,16 +3,15 @@ package copyup
 import (
 	"errors"
 	"os"
-	"sync/atomic"
 )
 
-// Target is the overlay's side of one regular file: it knows the names, the owner and the layers; File knows the data.
+// Target is the overlay's side of one regular file: it knows the names, the owner, the marks and the layers; File knows the data.
 //
 // Every descriptor that a Target returns belongs to File from then on: File closes it, the Target never does, also not
 // in Commit or Abort. Descriptors must be seekable, of regular files, and without O_DIRECT.
 //
-// Locks: File holds no mutex when it calls a Target, but it may hold the reservation of the copy-up, for which writers of
-// the same file wait. So a caller of File must not hold a lock that a method of its Target takes.
+// Locks: File holds no mutex when it calls a Target, but it may hold the reservation of the copy-up or of an extent, for
+// which writers of the same file wait. So a caller of File must not hold a lock that a method of its Target takes.
 type Target interface {
 	// OpenLower opens the file with the lower data for reading only. Never called in state Upper.
 	OpenLower() (*os.File, error)
@@ -20,25 +19,41 @@ type Target interface {
 	// it can only grow. Called in states UpperShared and Upper only.
 	// It must work on a file that was unlinked while open.
 	OpenUpper() (*os.File, error)
-	// Stage reserves the copy-up and gives the file to copy into, open for reading and writing: a new file of the workdir
-	// without a name, or the installed metacopy upper, whose data nobody reads before Commit.
+	// LowerLimit gives the number of bytes at the start of the lower file that the file still shows: a truncation takes
+	// away what is beyond for ever. No I/O.
+	LowerLimit() int64
+	// Stage reserves the copy-up and gives the upper to raise, open for reading and writing: an upper that has the
+	// attributes and the size of the file and no data, marked metacopy or partial, made first if there is none.
 	// Exactly one Commit or Abort follows a Stage that succeeded.
 	Stage() (*os.File, error)
-	// Commit makes the staged file the complete upper: owner, mode, xattrs, capability last, times, then the name; or, for a
-	// metacopy upper, takes the mark away. The data in it is durable already, if durability is wanted.
-	// File goes on using staged as the upper's descriptor.
-	// Errors: after any error the lower must still be what the file shows and what Commit made must be gone, so that
-	// Stage can be called again; where that cannot be said, the error wraps ErrInDoubt and the File is poisoned.
-	Commit(staged *os.File) error
-	// Abort gives the reservation back. A file that has no name disappears when File closes it.
+	// Commit makes the data of the staged file count, as shape says: marks it partial, or takes the marks away.
+	// What raising it changed of its times and capability is put back. File goes on using staged as the upper's descriptor.
+	// Errors: after any error the lower must still be what the file shows, so that Stage can be called again; where
+	// that cannot be said, the error wraps ErrInDoubt and the File is poisoned.
+	Commit(staged *os.File, shape Shape) error
+	// Abort gives the reservation of Stage back.
 	Abort(staged *os.File)
+	// SetLimit stores a smaller lower limit with the partial upper.
+	// Crash: the old limit or the new one.
+	SetLimit(upper *os.File, limit int64) error
+	// Quietly runs fn, which copies data into the partial upper that the file shows already: its times and its capability
+	// are afterwards what they were, and nobody changes them meanwhile.
+	// Errors: those of fn; those of putting things back.
+	Quietly(upper *os.File, fn func() error) error
+	// Complete takes the marks of a partial upper away. All of its data is durable, or need not be.
+	// Errors: after one, the upper is still partial.
+	// Crash: partial, or complete.
+	Complete(upper *os.File) error
+	// Keep makes the overlay keep this File for the file, and no other, until release is called. False: it has gone already.
+	Keep() (release func(), ok bool)
 }
 
-// Limiter is a Target whose lower data shows only up to a limit: a truncation was cut short by a crash between the
-// change of the metacopy upper's size and the removal of its mark (see "Crash" in doc.go).
-type Limiter interface {
-	// LowerLimit gives the number of bytes at the start of the lower file that the file still shows. No I/O.
-	LowerLimit() int64
+// Shape is what a copy-up makes of an upper.
+type Shape struct {
+	// Partial: what the upper does not have is in the lower, below Limit. Else the upper is complete.
+	Partial bool
+	// Limit is the number of bytes of the lower that still show.
+	Limit int64
 }
 
 // SyncMode is how durable a write must be before WriteAt returns.
@@ -53,8 +68,16 @@ const (
 	SyncAll
 )
 
+// DefaultPartialAbove is the size up to which a file is copied whole at its first write fault. See doc.go, "Sizes".
+const DefaultPartialAbove = 128 << 10
+
 // Options are the same for every File of one mount.
 type Options struct {
+	// Unit is the granularity in bytes at which the upper's file system tells data from holes (lseek(2) SEEK_DATA), a power
+	// of two; see ProbeUnit. 0: it does not tell, so every copy-up is whole and waits for the disk.
+	Unit int64
+	// PartialAbove is the size in bytes up to which the whole file is copied at the first write fault.
+	PartialAbove int64
 	// Volatile: never sync. A crash may lose or mix whatever was written; as in the kernel's overlayfs, such an upper must
 	// not be used again after one.
 	Volatile bool
@@ -62,21 +85,8 @@ type Options struct {
 	Log func(format string, args ...any)
 	// Stats receives the counters. May be nil.
 	Stats *Stats
-}
-
-// Stats counts what the Files of one mount did and what they were spared. All fields only grow.
-type Stats struct {
-	Faults      atomic.Uint64 // copy-ups that were committed
-	FaultErrors atomic.Uint64 // copy-ups that failed and were undone
-	BytesCopied atomic.Uint64 // bytes written to uppers by copy-ups
-	BytesCloned atomic.Uint64 // bytes that uppers share with lowers by reflink
-
-	AvoidedOpens     atomic.Uint64 // files that were open for writing and were closed again without a fault
-	AvoidedTruncates atomic.Uint64 // copy-ups of a file with data that copied none of it (O_TRUNC, truncate to 0)
-	AvoidedMetadata  atomic.Uint64 // metadata changes that copied no data; counted by the overlay
-	AvoidedBytes     atomic.Uint64 // bytes of lowers that a truncation made unnecessary to copy
-
-	Poisoned atomic.Uint64 // Files that answer EIO because upper and memory are in doubt
+	// Background does what no caller waits for. Nil: nothing is done but what is asked for.
+	Background *Background
 }
 
 var (
@@ -86,4 +96,7 @@ var (
 	ErrWritableLower = errors.New("lower descriptor is open for writing")
 	// ErrNoUpper says that the data is still in the lower file only.
 	ErrNoUpper = errors.New("no upper file yet")
+
+	// errMoved says that the data has left the backing file that was asked for. It never leaves the package.
+	errMoved = errors.New("data has moved up")
 )

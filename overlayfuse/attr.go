@@ -25,11 +25,11 @@ func (fs *FS) attr(in *inode, out *fuse.Attr) error {
 	out.Rdev = deviceNumber(st.Rdev)
 	out.Blksize = uint32(st.Blksize)
 	if dataElsewhere(in) {
-		if data, err := fs.statData(in); err == nil {
-			out.Blocks = uint64(data.Blocks)
-		} else {
+		data, err := fs.statData(in)
+		if err != nil {
 			return err
 		}
+		out.Blocks = max(out.Blocks, uint64(data.Blocks))
 	}
 	return nil
 }
@@ -45,13 +45,13 @@ func kernelDevice(dev uint32) uint64 {
 	return unix.Mkdev(dev&0xfff00>>8, dev&0xff|dev>>12&0xfff00)
 }
 
-// dataElsewhere tells that the blocks of the file's data belong to another object than its attributes.
+// dataElsewhere tells that blocks of the file's data belong to another object than its attributes.
 func dataElsewhere(in *inode) bool {
 	if in.typ != unix.S_IFREG || in.lower == nil {
 		return false
 	}
 	u := in.upper()
-	return u.exists && u.metacopy || !u.exists && len(in.lower.refs) > 1
+	return u.exists && u.data != dataHere || !u.exists && len(in.lower.refs) > 1
 }
 
 // statData is the status of the lower file that holds the data.

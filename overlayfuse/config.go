@@ -5,6 +5,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
 )
 
 // MaxLayers is the largest number of lower layers of one mount.
@@ -41,8 +43,37 @@ type Config struct {
 	// SquashUID and SquashGID, if set, own every file that the mount shows; they come before UIDMap and GIDMap.
 	SquashUID, SquashGID *uint32
 
+	// PartialAbove is the size in bytes of a lower file above which the first write copies only the blocks that are written.
+	// Nil: copyup.DefaultPartialAbove.
+	PartialAbove *int64
+	// Background bounds dropping pages of the upper and completing files. Nil: copyup.DefaultBackground.
+	Background *copyup.BackgroundConfig
+
 	// Log gets what cannot be returned to a caller. Nil: logrus's standard logger.
 	Log *logrus.Entry
+}
+
+func (c *Config) partialAbove() int64 {
+	if c.PartialAbove == nil {
+		return copyup.DefaultPartialAbove
+	}
+	return *c.PartialAbove
+}
+
+// engine is the bounds of the background, to be changed.
+func (c *Config) engine() *copyup.BackgroundConfig {
+	if c.Background == nil {
+		b := copyup.DefaultBackground
+		c.Background = &b
+	}
+	return c.Background
+}
+
+func (c *Config) background() copyup.BackgroundConfig {
+	if c.Background == nil {
+		return copyup.DefaultBackground
+	}
+	return *c.Background
 }
 
 // Namespace is the prefix under which the overlay's marks (opaque, redirect, metacopy, origin) are stored.

@@ -1,7 +1,6 @@
 package overlayfuse
 
 import (
-	"context"
 	"fmt"
 	"slices"
 
@@ -50,10 +49,12 @@ func lockAll(ins ...*inode) (unlock func()) {
 
 // copyUp gives in an upper object, without data for a regular file. The directories above it come first.
 //
+// data is what a regular file's upper is marked as: metacopy, or partial if its first data is to follow.
+//
 // Errors: EROFS; EPERM for an immutable or append-only lower object; those of the file systems. The lower stays what is shown.
 // Locks: takes reservations of in and of directories, one after the other.
 // Crash: a directory above may be in the upper already, which nobody can see; the object has its name and all attributes, or no name.
-func (fs *FS) copyUp(in *inode) error {
+func (fs *FS) copyUpAs(in *inode, data upperData) error {
 	if fs.readOnly() {
 		return unix.EROFS
 	}
@@ -64,11 +65,7 @@ func (fs *FS) copyUp(in *inode) error {
 				return err
 			}
 		}
-		done, err := fs.copyUpOnce(in, a, named)
-		if tooLong(err) && in.typ == unix.S_IFREG {
-			// No room for the path of the data beside the other xattrs: the file gets its data instead.
-			return fs.data(in).Fault(context.Background())
-		}
+		done, err := fs.copyUpOnce(in, a, named, data)
 		if done || err != nil {
 			return err
 		}
@@ -76,8 +73,11 @@ func (fs *FS) copyUp(in *inode) error {
 	return nil
 }
 
+// copyUp is copyUpAs for a change of attributes or names.
+func (fs *FS) copyUp(in *inode) error { return fs.copyUpAs(in, dataBelow) }
+
 // copyUpOnce does nothing if the inode lost the name meanwhile.
-func (fs *FS) copyUpOnce(in *inode, a alias, named bool) (done bool, err error) {
+func (fs *FS) copyUpOnce(in *inode, a alias, named bool, data upperData) (done bool, err error) {
 	defer lockAll(in, a.parent)()
 	if in.upper().exists {
 		return true, nil
@@ -89,12 +89,12 @@ func (fs *FS) copyUpOnce(in *inode, a alias, named bool) (done bool, err error) 
 	} else if _, ok := in.firstAlias(); ok {
 		return false, nil
 	}
-	return true, fs.copyUpLocked(in, a)
+	return true, fs.copyUpLocked(in, a, data)
 }
 
 // copyUpLocked is copyUp with in and the parent reserved and the parent in the upper. With no parent the object is one
 // without a name (unlinked while open).
-func (fs *FS) copyUpLocked(in *inode, a alias) error {
+func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) error {
 	if in.lower == nil {
 		return fmt.Errorf("inode %d has no lower: %w", in.ino, unix.EIO)
 	}
@@ -109,14 +109,20 @@ func (fs *FS) copyUpLocked(in *inode, a alias) error {
 		return err
 	}
 	defer t.close()
-	meta := in.typ == unix.S_IFREG
-	if err := fs.dress(t.fd, in, meta); err != nil {
+	if in.typ != unix.S_IFREG {
+		data = dataHere
+	}
+	if err := fs.dress(t.fd, in, data); err != nil {
 		return err
 	}
-	if meta {
-		fs.copies.AvoidedMetadata.Add(1)
+	if err := fs.install(in, a, t, data); err != nil || data == dataHere {
+		return err
 	}
-	return fs.install(in, a, t, meta)
+	fs.copies.NotCopied.Add(in.lower.st.Size)
+	if data == dataBelow {
+		fs.copies.Avoided.Add(1)
+	}
+	return nil
 }
 
 // mayCopyUp refuses an object that its layer protects against every change.
@@ -173,8 +179,8 @@ func (fs *FS) copyUpDir(in *inode, a alias) error {
 		return err
 	}
 	defer t.close()
-	if err := fs.dress(t.fd, in, false); err != nil {
+	if err := fs.dress(t.fd, in, dataHere); err != nil {
 		return err
 	}
-	return fs.install(in, a, t, false)
+	return fs.install(in, a, t, dataHere)
 }

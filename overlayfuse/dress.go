@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,7 +12,7 @@ import (
 
 // dress gives fd what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
 // overlay's own marks, and the times last.
-func (fs *FS) dress(fd int, in *inode, metacopy bool) error {
+func (fs *FS) dress(fd int, in *inode, data upperData) error {
 	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
 	if err != nil {
 		return err
@@ -37,7 +38,7 @@ func (fs *FS) dress(fd int, in *inode, metacopy bool) error {
 	if err := fs.copyXattrs(src, fd); err != nil {
 		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.refs[0]), err)
 	}
-	if err := fs.markCopy(fd, in, metacopy); err != nil {
+	if err := fs.markCopy(fd, in, data); err != nil {
 		return err
 	}
 	return timesFD(fd, st.Atim, st.Mtim)
@@ -83,25 +84,53 @@ func mustCopy(name string) bool {
 	return strings.HasPrefix(name, "security.") || strings.HasPrefix(name, "system.posix_acl_")
 }
 
-// markCopy writes the overlay's marks on a copy: where it comes from, and for one without data where that is.
-func (fs *FS) markCopy(fd int, in *inode, metacopy bool) error {
+// markCopy writes the overlay's marks on a copy: where it comes from, and how much data it has. A file without all of its data
+// leads to its origin by itself, and gets that mark with the last of the data: both do not fit into an inode of ext4 (256
+// bytes), and an xattr block for each file would cost more than the rest of a chown -R.
+func (fs *FS) markCopy(fd int, in *inode, data upperData) error {
+	switch data {
+	case dataBelow:
+		if err := fs.setMark(fd, metacopyMark, nil); err != nil {
+			return err
+		}
+	case dataPartial:
+		if err := fs.setMark(fd, metacopyMark, []byte(partialValue)); err != nil {
+			return err
+		}
+	case dataHere:
+	}
+	if data != dataHere && in.lower.st.Nlink == 1 {
+		return nil
+	}
+	return fs.markOrigin(fd, in)
+}
+
+func (fs *FS) markOrigin(fd int, in *inode) error {
 	mark, err := fs.markOf(in.lower)
-	if err != nil {
+	if err != nil || mark == nil || !fs.canMark(in) {
 		return err
 	}
-	if mark != nil && fs.canMark(in) {
-		if err := fs.setMark(fd, "origin", mark); err != nil {
-			return err
-		}
+	return fs.setMark(fd, "origin", mark)
+}
+
+// markFollow makes a file whose data is not all in the upper find the rest wherever it is moved or linked to: it gets a redirect,
+// an absolute one. Where that does not fit into the inode beside the other xattrs, the file is completed instead.
+//
+// Locks: takes the reservation of in.
+func (fs *FS) markFollow(in *inode) error {
+	if in.upper().data == dataHere || in.lower == nil {
+		return nil
 	}
-	if metacopy {
-		// Always absolute: it holds wherever the file is moved or linked to.
-		if err := fs.setMark(fd, "redirect", []byte("/"+in.lower.path)); err != nil {
-			return err
+	err := fs.onUpper(in, func(fd int) error {
+		if in.upper().data == dataHere { // completed meanwhile
+			return nil
 		}
-		return fs.setMark(fd, "metacopy", nil)
+		return fs.setMark(fd, "redirect", []byte("/"+in.lower.path))
+	})
+	if tooLong(err) {
+		return fs.data(in).Complete(context.Background())
 	}
-	return nil
+	return err
 }
 
 // canMark tells whether the object can carry the overlay's marks: user.* xattrs are for files and directories only (xattr(7)).

@@ -196,16 +196,15 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if err := h.data.Sync(in.FsyncFlags&dataOnly != 0); err != nil {
 		return fs.fail("fsync", h.in, err)
 	}
-	return fs.fail("fsync", h.in, fs.syncMetacopy(h.in))
+	return fs.fail("fsync", h.in, fs.syncMetacopy(h))
 }
 
 // syncMetacopy makes the attributes of an upper without data durable.
-func (fs *FS) syncMetacopy(in *inode) error {
-	u := in.upper()
-	if !u.exists || !u.metacopy || fs.cfg.Volatile {
+func (fs *FS) syncMetacopy(h *handle) error {
+	if h.data.State() >= copyup.UpperShared || !h.in.upper().exists || fs.cfg.Volatile {
 		return nil
 	}
-	return fs.syncUpper(in)
+	return fs.syncUpper(h.in)
 }
 
 // syncUpper is fsync(2) of the upper object itself, a file or a directory.

@@ -88,8 +88,8 @@ func (f *flusher) complete(in, _ *inode, _ string) (bool, error) {
 	if !u.exists {
 		return false, nil
 	}
-	if u.metacopy {
-		if err := f.fs.data(in).Fault(f.ctx); err != nil {
+	if u.data != dataHere {
+		if err := f.fs.data(in).Complete(f.ctx); err != nil {
 			return false, err
 		}
 		f.stats.Completed++

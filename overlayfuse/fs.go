@@ -3,6 +3,7 @@ package overlayfuse
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ type FS struct {
 	root   *inode
 	log    *logrus.Entry
 	copies copyup.Stats
+	engine copyup.Options // of every file; Log apart
 
 	// ns is held for reading while the path of an upper directory is turned into a descriptor, for writing while a directory is renamed.
 	ns sync.RWMutex
@@ -70,6 +72,10 @@ func New(cfg Config) (*FS, error) {
 	if fs.log == nil {
 		fs.log = logrus.NewEntry(logrus.StandardLogger())
 	}
+	if err := fs.openEngine(); err != nil {
+		_ = l.close() // the cause is the error that is returned
+		return nil, err
+	}
 	fs.handles.byID = map[uint64]*handle{}
 	fs.chain = &chain{roots: l.lower, prefix: fs.prefix, dirs: fs.dirs}
 	if err := fs.openRoot(); err != nil {
@@ -77,6 +83,36 @@ func New(cfg Config) (*FS, error) {
 		return nil, err
 	}
 	return fs, nil
+}
+
+// openEngine finds out how the upper's file system can copy up.
+func (fs *FS) openEngine() error {
+	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile, PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
+	if !fs.layers.hasUpper() || fs.cfg.ReadOnly {
+		fs.engine.Unit = 4096 // what an upper that is only read was written with, on most; alignment is checked
+	}
+	if !fs.layers.hasUpper() {
+		return nil
+	}
+	fd, err := fs.tmpfile()
+	if err != nil {
+		if fs.cfg.ReadOnly {
+			return nil
+		}
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "probe")
+	defer func() { _ = f.Close() }() // it has no name, and nothing that matters
+	if fs.engine.Unit, err = copyup.ProbeUnit(f); err != nil {
+		return fmt.Errorf("upperdir %s: %w", fs.layers.upper.path, err)
+	}
+	if fs.engine.Unit == 0 {
+		fs.log.WithField("path", fs.layers.upper.path).Warn("the upper's file system does not tell data from holes: files are copied up whole")
+	}
+	if !fs.readOnly() {
+		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
+	}
+	return nil
 }
 
 func (fs *FS) openRoot() error {
@@ -113,6 +149,7 @@ func (fs *FS) openRoot() error {
 
 // Close gives up every descriptor. No request may be running.
 func (fs *FS) Close() error {
+	fs.engine.Background.Close()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
 		in.mu.Lock()

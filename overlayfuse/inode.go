@@ -59,12 +59,21 @@ type inode struct {
 
 // upperObj is the object of the upper, if there is one.
 type upperObj struct {
-	exists   bool
-	key      objKey // which object it must be when it is opened by name
-	metacopy bool   // it holds no data: that is in the lower
-	opaque   bool   // directories: what is below does not merge
-	limit    int64  // metacopy: bytes of the lower data that still show
+	exists bool
+	key    objKey    // which object it must be when it is opened by name
+	data   upperData // regular files
+	opaque bool      // directories: what is below does not merge
+	limit  int64     // metacopy or partial: bytes of the lower data that still show
 }
+
+// upperData says how much of a regular file's data its upper has, as its marks say it. Where each block is, copyup.File knows.
+type upperData uint8
+
+const (
+	dataHere    upperData = iota // all
+	dataBelow                    // none: a metacopy file
+	dataPartial                  // what is no hole below the lower limit
+)
 
 func (in *inode) isDir() bool { return isDir(in.typ) }
 
@@ -113,6 +122,21 @@ func (in *inode) firstAlias() (alias, bool) {
 		return in.aliases[0], true
 	}
 	return alias{}, false
+}
+
+// path is a path of the inode below the mount, for messages; of one without names, "" at the front.
+func (in *inode) path() string {
+	if in.root {
+		return "/"
+	}
+	a, ok := in.firstAlias()
+	if !ok {
+		return "(unlinked)"
+	}
+	if a.parent.root {
+		return "/" + a.name
+	}
+	return a.parent.path() + "/" + a.name
 }
 
 // findAlias is the alias of this name.

@@ -10,12 +10,12 @@ import (
 // install makes a dressed object the upper of in: under its name, and in the index if the lower file has more names.
 //
 // Preconditions: in and the parent are reserved, the parent is in the upper; nothing has the name there.
-func (fs *FS) install(in *inode, a alias, t *temp, metacopy bool) error {
+func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 	st, err := statAt(t.fd, "")
 	if err != nil {
 		return fmt.Errorf("stat new upper object: %w", err)
 	}
-	u := upperObj{exists: true, key: keyOf(&st), metacopy: metacopy, limit: st.Size}
+	u := upperObj{exists: true, key: keyOf(&st), data: data, limit: st.Size}
 	link, err := fs.enterIndex(in, a, t, u.key)
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func (fs *FS) setFlags(in *inode, cmd uint32, buf []byte) error {
 	}
 	if in.typ == unix.S_IFREG {
 		// An immutable file could not be completed later.
-		if err := fs.data(in).Fault(context.Background()); err != nil {
+		if err := fs.data(in).Complete(context.Background()); err != nil {
 			return err
 		}
 	}

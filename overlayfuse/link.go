@@ -39,6 +39,9 @@ func (fs *FS) link(in, p *inode, name string) error {
 	if err := fs.copyUp(in); err != nil {
 		return err
 	}
+	if err := fs.markFollow(in); err != nil {
+		return err
+	}
 	defer lockAll(in, p)()
 	if p.isDead() {
 		return unix.ENOENT

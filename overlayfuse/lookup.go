@@ -140,15 +140,17 @@ func (fs *FS) joinIndex(in *inode, mark []byte) error {
 		return nil
 	}
 	p := procAt(fs.index.dir.fd, name)
-	meta, err := hasXattr(p, fs.prefix+"metacopy")
-	if err != nil {
-		return fmt.Errorf("index entry %s: %w", name, err)
-	}
 	st, err := statAt(fs.index.dir.fd, name)
 	if err != nil {
 		return fmt.Errorf("index entry %s: %w", name, err)
 	}
-	in.up = upperObj{exists: true, key: key, metacopy: meta, limit: st.Size}
+	data, limit, err := dataHere, st.Size, error(nil)
+	if in.typ == unix.S_IFREG {
+		if data, limit, err = readData(p, fs.prefix, st.Size); err != nil {
+			return fmt.Errorf("index entry %s: %w", name, err)
+		}
+	}
+	in.up = upperObj{exists: true, key: key, data: data, limit: limit}
 	return fs.loadLinks(in, name, int(in.lower.st.Nlink))
 }
 
@@ -253,12 +255,14 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *u
 		return fmt.Errorf("read origin: %w", err)
 	}
 	if in.typ == unix.S_IFREG {
-		in.up.limit = st.Size
-		if err := fs.joinData(p, name, in, path); err != nil {
+		if err := fs.joinData(p, name, in, path, st.Size); err != nil {
 			return err
 		}
 	}
 	if len(mark) == 0 {
+		if in.up.data != dataHere && in.lower.st.Nlink == 1 {
+			in.key = keyOf(&in.lower.st) // its data says what it was copied from
+		}
 		return nil
 	}
 	origin, ok := fs.origin.decode(mark, in.typ)
@@ -302,15 +306,10 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 }
 
 // joinData finds the lower data of a metacopy file.
-func (fs *FS) joinData(p *inode, name string, in *inode, path string) error {
-	meta, err := hasXattr(path, fs.prefix+"metacopy")
-	if err != nil {
-		return fmt.Errorf("read metacopy: %w", err)
+func (fs *FS) joinData(p *inode, name string, in *inode, path string, size int64) (err error) {
+	if in.up.data, in.up.limit, err = readData(path, fs.prefix, size); err != nil || in.up.data == dataHere {
+		return err
 	}
-	if !meta {
-		return nil
-	}
-	in.up.metacopy = true
 	redirect, err := readRedirect(path, fs.prefix)
 	if err != nil {
 		return err

@@ -1,8 +1,10 @@
 package overlayfuse
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +70,50 @@ func checkRedirect(s string) error {
 		}
 	}
 	return nil
+}
+
+// The marks of a regular file whose data is not all in the upper:
+//
+//	overlay.metacopy   ""               metacopy: no data. The kernel's own form
+//	overlay.metacopy   "p"              partial: what is no hole is data. The kernel's overlayfs refuses the file with EIO, as it does
+//	                                    any value of one to three bytes, so it never takes it for a metacopy file
+//	                                    (fs/overlayfs/namei.c:ovl_check_metacopy_xattr(), Linux 6.18)
+//	overlay.limit      8 bytes          little endian: bytes of the lower that still show. Left out while all do that the
+//	                                    sizes of upper and lower let show. Ours alone
+//	overlay.redirect   absolute path    where the lower is, if not under the file's own name. As the kernel has it
+const partialValue = "p"
+
+const (
+	metacopyMark = "metacopy"
+	limitMark    = "limit"
+)
+
+// readData reads what the marks of a regular file at path say of its data, and the lower limit that is stored with it, or
+// most if there is none.
+//
+// Errors: EUCLEAN for a value that nobody writes.
+func readData(path, prefix string, most int64) (upperData, int64, error) {
+	v, err := getXattr(path, prefix+metacopyMark)
+	switch {
+	case noXattr(err):
+		return dataHere, most, nil
+	case err != nil:
+		return dataHere, 0, fmt.Errorf("read metacopy: %w", err)
+	case len(v) == 0 || len(v) >= 4: // with the digest of the data (fs-verity), which is not checked here
+		return dataBelow, most, nil
+	case string(v) != partialValue:
+		return dataHere, 0, fmt.Errorf("metacopy %q: %w", v, unix.EUCLEAN)
+	}
+	v, err = getXattr(path, prefix+limitMark)
+	switch {
+	case noXattr(err):
+		return dataPartial, most, nil
+	case err != nil:
+		return dataHere, 0, fmt.Errorf("read lower limit: %w", err)
+	case len(v) != 8 || binary.LittleEndian.Uint64(v) > math.MaxInt64:
+		return dataHere, 0, fmt.Errorf("lower limit %x: %w", v, unix.EUCLEAN)
+	}
+	return dataPartial, min(most, int64(binary.LittleEndian.Uint64(v))), nil
 }
 
 func hasXattr(path, attr string) (bool, error) {

@@ -150,11 +150,13 @@ func (c *chain) afterFile(s *search, parent int, here ref, st *unix.Stat_t) erro
 		return nil
 	}
 	p := procAt(parent, s.name)
-	meta, err := hasXattr(p, c.prefix+"metacopy")
-	if err != nil {
-		return fmt.Errorf("%s: read metacopy: %w", c.where(here), err)
-	}
-	if !meta {
+	data, _, err := readData(p, c.prefix, 0)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", c.where(here), err)
+	case data == dataPartial:
+		return fmt.Errorf("%s: partial file in a lower layer, which was never completed (flushed): %w", c.where(here), unix.EIO)
+	case data == dataHere:
 		s.opaque = true
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // optionName is what one name may look like: alone, with a value, or both.
@@ -58,6 +59,30 @@ var knownOptions = map[string]optionName{
 	"xino":         oneOf("", "on", "off", "auto"),
 	"nfs_export":   oneOf("file handles are valid only while the inode lives", "off"),
 	"verity":       oneOf("digests of fs-verity are not checked", "off"),
+
+	// Ours: the copy-up engine. Sizes are bytes, with K, M or G for powers of 1024; times are Go's, such as 10s; 0 turns a thing off.
+	"partial_above": sizeOption(func(c *Config, n int64) { c.PartialAbove = &n }),
+	"upper_cache":   sizeOption(func(c *Config, n int64) { c.engine().CacheBytes = n }),
+	"drop_after":    timeOption(func(c *Config) *time.Duration { return &c.engine().DropAfter }),
+	"settle_after":  timeOption(func(c *Config) *time.Duration { return &c.engine().SettleAfter }),
+	"complete_rate": sizeOption(func(c *Config, n int64) { c.engine().CompleteRate = n }), // a second
+	"complete_hot":  timeOption(func(c *Config) *time.Duration { return &c.engine().CompleteHot }),
+	"complete_above": {value: func(p *optionParser, v string) error {
+		n, err := strconv.ParseUint(v, 10, 8)
+		if err != nil || n > 100 {
+			return fmt.Errorf("not a percentage")
+		}
+		p.Config.engine().CompleteAbove = int(n)
+		return nil
+	}},
+	"complete_workers": {value: func(p *optionParser, v string) error {
+		n, err := strconv.ParseUint(v, 10, 8)
+		if err != nil || n == 0 || n > 64 {
+			return fmt.Errorf("not a number from 1 to 64")
+		}
+		p.Config.engine().Workers = int(n)
+		return nil
+	}},
 
 	// fuse-overlayfs's own.
 	"noacl":          flag(func(p *optionParser) { p.Config.NoACL = true }),
@@ -238,4 +263,31 @@ func parseID(s string) (uint32, error) {
 		return 0, fmt.Errorf("%q is not an id (0 to %d)", s, uint32(1<<32-2))
 	}
 	return uint32(n), nil
+}
+
+// sizeOption is a number of bytes, with K, M or G for powers of 1024.
+func sizeOption(set func(c *Config, n int64)) optionName {
+	return optionName{value: func(p *optionParser, v string) error {
+		digits := strings.TrimRight(v, "KMG")
+		shift := map[string]uint{"": 0, "K": 10, "M": 20, "G": 30}
+		by, known := shift[v[len(digits):]]
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || !known || n < 0 || n > 1<<62>>by {
+			return fmt.Errorf("not a size such as 64K, 16M or 1G")
+		}
+		set(&p.Config, n<<by)
+		return nil
+	}}
+}
+
+// timeOption is a length of time as time.ParseDuration has it.
+func timeOption(field func(c *Config) *time.Duration) optionName {
+	return optionName{value: func(p *optionParser, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil || d < 0 {
+			return fmt.Errorf("not a length of time such as 30s")
+		}
+		*field(&p.Config) = d
+		return nil
+	}}
 }

@@ -154,8 +154,11 @@ func (fs *FS) leaveIndex(in *inode) error {
 func (fs *FS) markDead(in *inode) {
 	fs.tab.unhash(in)
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	in.dead = true
+	in.mu.Unlock()
+	if f := in.file.Load(); f != nil {
+		f.Forget()
+	}
 }
 
 // makeWhiteout hides a lower name that the upper does not have.

@@ -113,11 +113,17 @@ func (fs *FS) prepareRename(from, to *side, flags uint) error {
 			return err
 		}
 	}
+	if err := fs.markFollow(from.in); err != nil {
+		return err
+	}
 	switch {
 	case to.in == nil:
 		return nil
 	case flags&unix.RENAME_EXCHANGE != 0:
-		return fs.copyUp(to.in)
+		if err := fs.copyUp(to.in); err != nil {
+			return err
+		}
+		return fs.markFollow(to.in)
 	case to.in.isDir():
 		if err := fs.checkEmpty(to.in); err != nil {
 			return err

@@ -138,6 +138,17 @@ func (t *table) ref(in *inode) {
 	in.nlookup++
 }
 
+// refLive is ref for an inode that may have been dropped; false then.
+func (t *table) refLive(in *inode) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID[in.id] != in {
+		return false
+	}
+	in.nlookup++
+	return true
+}
+
 // forget takes n lookups back.
 func (t *table) forget(in *inode, n uint64) {
 	t.mu.Lock()

@@ -1,32 +1,26 @@
 package overlayfuse
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
 )
 
-// target is package copyup's view of one regular file: where its lower and upper are, and how a copied file becomes the upper.
+// target is package copyup's view of one regular file: where its lower and upper are, and what the upper's marks say.
 type target struct {
 	in *inode
 
 	// What Stage learned and Commit needs. Written by Stage, under the reservation in.copy, which Stage takes and Commit or Abort gives back.
-	unlock func()
-	stage  *temp // a new file; nil if the metacopy upper itself is filled
-	at     alias
-	atime  unix.Timespec // of the metacopy upper, which filling it would change
-	mtime  unix.Timespec
-	caps   []byte // its security.capability, which a write takes away
+	was quiet
 }
 
-var (
-	_ copyup.Target  = (*target)(nil)
-	_ copyup.Limiter = (*target)(nil)
-)
+var _ copyup.Target = (*target)(nil)
 
 // data is the inode's copyup.File, made when it is first wanted.
 func (fs *FS) data(in *inode) *copyup.File {
@@ -39,14 +33,18 @@ func (fs *FS) data(in *inode) *copyup.File {
 		return f
 	}
 	state := copyup.Lower
-	if in.up.exists && !in.up.metacopy {
+	switch {
+	case !in.up.exists || in.up.data == dataBelow:
+	case in.up.data == dataPartial:
+		state = copyup.UpperShared
+	default:
 		state = copyup.Upper
 	}
-	f := copyup.New(&target{in: in}, state, copyup.Options{
-		Volatile: fs.cfg.Volatile,
-		Log:      fs.log.WithField("ino", in.ino).Errorf,
-		Stats:    &fs.copies,
-	})
+	opts := fs.engine
+	opts.Log = func(format string, args ...any) {
+		fs.log.WithFields(logrus.Fields{"ino": in.ino, "path": in.path()}).Errorf(format, args...)
+	}
+	f := copyup.New(&target{in: in}, state, opts)
 	in.file.Store(f)
 	return f
 }
@@ -54,10 +52,9 @@ func (fs *FS) data(in *inode) *copyup.File {
 // dropFile lets go of the data of an inode that nobody holds any longer. Its descriptors are closed with the last handle.
 func (fs *FS) dropFile(in *inode) { in.file.Store(nil) }
 
-// LowerLimit is the part of the lower data that shows: a metacopy upper may be shorter after a crash.
+// LowerLimit is the part of the lower data that shows: an upper may be shorter, or its marks may say so.
 func (t *target) LowerLimit() int64 {
-	u := t.in.upper()
-	if u.exists && u.metacopy {
+	if u := t.in.upper(); u.exists {
 		return u.limit
 	}
 	return t.in.lower.st.Size
@@ -96,118 +93,165 @@ func (t *target) OpenUpper() (*os.File, error) {
 	return f, err
 }
 
-// Stage reserves the inode and gives the file to copy into.
+// Stage brings the file's attributes to the upper, if that has not been done, reserves the inode and opens the upper. A new one is
+// marked partial at once: it has no data, so nothing of it counts but the lower's.
 func (t *target) Stage() (_ *os.File, err error) {
 	fs, in := t.in.fs, t.in
-	if fs.readOnly() {
-		return nil, unix.EROFS
+	data := dataPartial
+	if fs.engine.Unit == 0 {
+		data = dataBelow
 	}
-	a, err := t.reserve()
-	if err != nil {
+	if err := fs.copyUpAs(in, data); err != nil {
 		return nil, err
 	}
-	unlock := t.unlock
+	in.copy.Lock()
 	defer func() {
 		if err != nil {
-			unlock()
+			in.copy.Unlock()
 		}
 	}()
-	t.at = a
-	if in.upper().exists {
-		return t.stageMetacopy()
-	}
-	if err := fs.mayCopyUp(in); err != nil {
-		return nil, err
-	}
-	fd, err := fs.tmpfile()
-	if err != nil {
-		return nil, err
-	}
-	t.stage = &temp{fs: fs, fd: fd, keep: true}
-	return os.NewFile(uintptr(fd), "staged upper"), nil
-}
-
-// reserve takes the reservation of the inode alone, with the directory of one of its names in the upper. The directory is
-// reserved only for the moment of Commit: copying takes long.
-func (t *target) reserve() (alias, error) {
-	fs, in := t.in.fs, t.in
-	for {
-		a, named := in.firstAlias()
-		if named {
-			if err := fs.copyUp(a.parent); err != nil {
-				return a, err
-			}
-		}
-		in.copy.Lock()
-		_, still := in.findAlias(a.parent, a.name)
-		if _, any := in.firstAlias(); still || !named && !any {
-			t.unlock = in.copy.Unlock
-			return a, nil
-		}
-		in.copy.Unlock()
-	}
-}
-
-// stageMetacopy opens the installed upper that has no data yet. What filling it with data changes is put back by Commit.
-func (t *target) stageMetacopy() (*os.File, error) {
-	fd, err := t.in.fs.openUpperPath(t.in)
+	fd, err := fs.openUpperPath(in)
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(fd)
-	st, err := statAt(fd, "")
+	f, err := openReal(fd, unix.O_RDWR)
 	if err != nil {
-		return nil, fmt.Errorf("stat metacopy upper: %w", err)
+		return nil, err
 	}
-	t.atime, t.mtime, t.stage = st.Atim, st.Mtim, nil
-	t.caps, err = getXattrFD(fd, capabilityXattr)
-	if err != nil && !noXattr(err) {
-		return nil, fmt.Errorf("read %s: %w", capabilityXattr, err)
+	if t.was, err = quietly(int(f.Fd())); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	return openReal(fd, unix.O_RDWR)
+	return f, nil
 }
 
-// Commit makes the staged file the upper.
-func (t *target) Commit(staged *os.File) error {
-	defer t.unlock()
-	if t.stage == nil {
-		return t.commitMetacopy(staged)
-	}
+// Commit makes the data of the upper count. The limit comes before the mark that makes it count.
+func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 	fs, in := t.in.fs, t.in
+	defer in.copy.Unlock()
 	fd := int(staged.Fd())
-	if err := fs.dress(fd, in, false); err != nil {
+	if err := t.was.restore(fd); err != nil {
 		return err
 	}
-	if t.at.parent != nil {
-		defer lockAll(t.at.parent)()
+	if !shape.Partial {
+		return fs.complete(in, fd)
 	}
-	return fs.install(in, t.at, t.stage, false)
-}
-
-// commitMetacopy takes the mark away from the filled upper: the one step that makes its data count.
-func (t *target) commitMetacopy(staged *os.File) error {
-	fs, in := t.in.fs, t.in
-	fd := int(staged.Fd())
-	if t.caps != nil {
-		if err := unix.Setxattr(procFD(fd), capabilityXattr, t.caps, 0); err != nil {
-			return fmt.Errorf("put %s back: %w", capabilityXattr, err)
+	u := in.upper()
+	if shape.Limit < u.limit {
+		if err := fs.setLimit(fd, shape.Limit); err != nil {
+			return err
 		}
 	}
-	if err := timesFD(fd, t.atime, t.mtime); err != nil {
-		return err
+	if u.data != dataPartial {
+		if err := fs.setMark(fd, metacopyMark, []byte(partialValue)); err != nil {
+			return err
+		}
 	}
-	if err := fs.removeMark(fd, "metacopy"); err != nil {
-		return err
-	}
-	// The redirect of a complete file says nothing; where it stays it does no harm.
-	if err := fs.removeMark(fd, "redirect"); err != nil {
-		fs.log.WithError(err).WithField("ino", in.ino).Debug("overlay: redirect of a complete file stays")
-	}
-	in.mu.Lock()
-	in.up.metacopy = false
-	in.mu.Unlock()
+	u.data, u.limit = dataPartial, min(u.limit, shape.Limit)
+	in.setUpper(u)
 	return nil
 }
 
-// Abort gives the reservation back; an unnamed file goes with its descriptor.
-func (t *target) Abort(*os.File) { t.unlock() }
+// Abort gives the reservation back.
+func (t *target) Abort(*os.File) { t.in.copy.Unlock() }
+
+// SetLimit stores the lower limit.
+func (t *target) SetLimit(upper *os.File, limit int64) error {
+	if err := t.in.fs.setLimit(int(upper.Fd()), limit); err != nil {
+		return err
+	}
+	t.in.mu.Lock()
+	defer t.in.mu.Unlock()
+	t.in.up.limit = limit
+	return nil
+}
+
+func (fs *FS) setLimit(fd int, limit int64) error {
+	return fs.setMark(fd, limitMark, binary.LittleEndian.AppendUint64(nil, uint64(limit)))
+}
+
+// Quietly copies data while nobody changes attributes.
+func (t *target) Quietly(upper *os.File, fn func() error) error {
+	t.in.copy.Lock()
+	defer t.in.copy.Unlock()
+	fd := int(upper.Fd())
+	q, err := quietly(fd)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(), q.restore(fd))
+}
+
+// Complete takes the marks away.
+func (t *target) Complete(upper *os.File) error {
+	t.in.copy.Lock()
+	defer t.in.copy.Unlock()
+	return t.in.fs.complete(t.in, int(upper.Fd()))
+}
+
+// complete takes the marks of a file away that has all of its data: the first one is the step that counts. The file gets
+// the mark of its origin instead.
+//
+// Preconditions: in is reserved.
+func (fs *FS) complete(in *inode, fd int) error {
+	if err := fs.removeMark(fd, metacopyMark); err != nil {
+		return err
+	}
+	in.mu.Lock()
+	in.up.data = dataHere
+	in.mu.Unlock()
+	// What the others say of a complete file is nothing; where one stays it does no harm.
+	err := errors.Join(fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"))
+	if in.lower.st.Nlink == 1 {
+		err = errors.Join(err, fs.markOrigin(fd, in))
+	}
+	if err != nil {
+		fs.log.WithError(err).WithField("ino", in.ino).Debug("overlay: marks of a complete file")
+	}
+	return nil
+}
+
+// Keep holds the inode as the kernel does, unless its last name is gone: its blocks are then wanted back soon.
+func (t *target) Keep() (release func(), ok bool) {
+	fs, in := t.in.fs, t.in
+	if in.isDead() || !fs.tab.refLive(in) {
+		return nil, false
+	}
+	return func() { fs.tab.forget(in, 1) }, true
+}
+
+// quiet is what a change of data changes of an upper file beside the data.
+type quiet struct {
+	atime, mtime unix.Timespec
+	caps         []byte // security.capability, which a write takes away
+}
+
+func quietly(fd int) (q quiet, err error) {
+	st, err := statAt(fd, "")
+	if err != nil {
+		return q, fmt.Errorf("stat upper: %w", err)
+	}
+	q.atime, q.mtime = st.Atim, st.Mtim
+	q.caps, err = getXattrFD(fd, capabilityXattr)
+	if err != nil && !noXattr(err) {
+		return q, fmt.Errorf("read %s: %w", capabilityXattr, err)
+	}
+	return q, nil
+}
+
+// restore puts it back.
+func (q quiet) restore(fd int) error {
+	if q.caps != nil {
+		if err := unix.Setxattr(procFD(fd), capabilityXattr, q.caps, 0); err != nil {
+			return fmt.Errorf("put %s back: %w", capabilityXattr, err)
+		}
+	}
+	st, err := statAt(fd, "")
+	if err != nil {
+		return fmt.Errorf("stat upper: %w", err)
+	}
+	if st.Mtim == q.mtime {
+		return nil
+	}
+	return timesFD(fd, q.atime, q.mtime)
+}

@@ -1,0 +1,208 @@
+package copyup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// Truncate sets the size. It copies nothing but, of a file up to Options.PartialAbove, what remains.
+// Errors: those of a copy-up; those of ftruncate(2).
+// Crash: the old size or the new one; what is beyond the new one never shows again.
+func (f *File) Truncate(size int64) error {
+	if size < 0 {
+		return fmt.Errorf("copyup: truncate to %d: %w", size, unix.EINVAL)
+	}
+	if err := f.begin(); err != nil {
+		return err
+	}
+	defer f.end()
+	if err := f.raise(context.Background(), truncateTo(size)); err != nil {
+		return err
+	}
+	// Also after our own copy-up: it stamps the times and takes a file capability away, as on a plain file.
+	if f.State() == UpperShared {
+		if err := f.truncateShared(size); !errors.Is(err, errMoved) {
+			return err
+		}
+	}
+	return f.withUpper(func(b *backing) error { return f.ftruncate(b, size) })
+}
+
+func (f *File) ftruncate(b *backing, size int64) error {
+	if err := retryErr(func() error { return f.sys.ftruncate(b.fd, size) }); err != nil {
+		return fmt.Errorf("copyup: truncate to %d: %w", size, err)
+	}
+	return nil
+}
+
+// truncateShared is Truncate of a partial file. Making it smaller comes before the limit that says that the lower beyond
+// shows no more; making it larger again comes after. With a crash between them, the size itself is the limit.
+// Errors: errMoved, with nothing done, if the file is partial no more.
+func (f *File) truncateShared(size int64) error {
+	if err := f.load(); err != nil {
+		return err
+	}
+	release, ok, err := f.reserveSpan(wholeSpan())
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errMoved
+	}
+	gone := false
+	err = f.withUpper(func(b *backing) error {
+		if err := f.storeLimit(b); err != nil {
+			return err
+		}
+		err := f.ftruncate(b, size)
+		if err != nil { // perhaps it was half done
+			st, errStat := f.stat(b.fd)
+			if errStat != nil {
+				return errors.Join(err, errStat)
+			}
+			size = st.Size
+		}
+		gone = f.cut(size)
+		// What fails here is tried again before anything can make the file larger.
+		if errLimit := f.storeLimit(b); errLimit != nil {
+			f.logf("copyup: %v: stays to be done", errLimit)
+		}
+		return err
+	})
+	release()
+	if err != nil || !gone {
+		return err
+	}
+	return f.becomeUpper()
+}
+
+// cut makes the lower limit smaller, and reports whether nothing of the lower can show any more.
+func (f *File) cut(limit int64) (gone bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if limit < f.ext.limit {
+		f.stats.NotCopied.Add(-min(f.ext.limit-limit, f.ext.missing*f.ext.unit))
+		f.ext.cut(limit)
+		f.limitDue, f.named = true, false
+	}
+	return f.ext.limit == 0
+}
+
+// storeLimit brings the stored lower limit up to date. Nothing may make the file larger before.
+// Preconditions: a span is reserved.
+func (f *File) storeLimit(b *backing) error {
+	f.mu.Lock()
+	due, limit := f.limitDue, int64(0)
+	if due {
+		limit = f.ext.limit
+	}
+	f.mu.Unlock()
+	if !due {
+		return nil
+	}
+	if err := f.target.SetLimit(b.file, limit); err != nil {
+		return fmt.Errorf("copyup: store lower limit %d: %w", limit, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.limitDue = f.ext != nil && f.ext.limit != limit
+	return nil
+}
+
+// Allocate is fallocate(2) on the upper, in every mode that its file system has, after the copy-up if there is none yet. Of a
+// partial file, what is to be allocated is copied first; what makes holes or moves data needs a complete file.
+// Errors: those of a copy-up and of Complete; those of fallocate(2). Those of a call that no file system accepts come
+// before the copy-up.
+func (f *File) Allocate(mode uint32, off, length int64) error {
+	if err := checkAllocate(mode, off, length); err != nil {
+		return fmt.Errorf("copyup: allocate %d bytes at %d, mode %#x: %w", length, off, mode, err)
+	}
+	if err := f.begin(); err != nil {
+		return err
+	}
+	defer f.end()
+	if err := f.raise(context.Background(), anySize()); err != nil {
+		return err
+	}
+	for f.State() == UpperShared {
+		err := f.allocateShared(mode, off, length)
+		if !errors.Is(err, errMoved) {
+			return err
+		}
+	}
+	return f.withUpper(func(b *backing) error { return f.fallocate(b, mode, off, length) })
+}
+
+func (f *File) fallocate(b *backing, mode uint32, off, length int64) error {
+	if err := retryErr(func() error { return f.sys.fallocate(b.fd, mode, off, length) }); err != nil {
+		return fmt.Errorf("copyup: allocate %d bytes at %d, mode %#x: %w", length, off, mode, err)
+	}
+	return nil
+}
+
+// allocateShared is Allocate of a partial file.
+// Errors: errMoved, with nothing allocated, if it has to be tried again.
+func (f *File) allocateShared(mode uint32, off, length int64) error {
+	if err := f.load(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	if f.ext == nil {
+		f.mu.Unlock()
+		return errMoved
+	}
+	unit := f.ext.unit
+	s := span{f.ext.down(off), f.ext.up(min(off+length, math.MaxInt64-unit))}
+	below := s.off < f.ext.limit
+	f.mu.Unlock()
+	const harmless = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_UNSHARE_RANGE // neither changes what the file shows
+	if below && mode&^harmless != 0 {
+		if err := f.complete(context.Background(), nil); err != nil {
+			return err
+		}
+		return errMoved
+	}
+	if err := f.populate(context.Background(), s.off, s.end); err != nil {
+		return err
+	}
+	release, ok, err := f.reserveSpan(s)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errMoved
+	}
+	defer release()
+	if m := f.firstMissing(s); m.off < m.end { // a write failed and was taken back meanwhile
+		return errMoved
+	}
+	return f.withUpper(func(b *backing) error {
+		if err := f.storeLimit(b); err != nil {
+			return err
+		}
+		return f.fallocate(b, mode, off, length)
+	})
+}
+
+// allocateModes are the bits of fallocate(2) that a file system can know.
+const allocateModes = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_COLLAPSE_RANGE |
+	unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_INSERT_RANGE | unix.FALLOC_FL_UNSHARE_RANGE | unix.FALLOC_FL_WRITE_ZEROES
+
+// checkAllocate refuses what the kernel refuses whatever the file. Compare: fs/open.c:vfs_fallocate() (Linux 6.18).
+func checkAllocate(mode uint32, off, length int64) error {
+	switch {
+	case off < 0 || length <= 0:
+		return unix.EINVAL
+	case mode&^allocateModes != 0:
+		return unix.EOPNOTSUPP
+	case mode&unix.FALLOC_FL_PUNCH_HOLE != 0 && mode&unix.FALLOC_FL_KEEP_SIZE == 0:
+		return unix.EOPNOTSUPP
+	case off > math.MaxInt64-length:
+		return unix.EFBIG
+	}
+	return nil
+}

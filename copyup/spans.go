@@ -1,0 +1,57 @@
+package copyup
+
+import "math"
+
+// span is a part of a file that one operation has reserved: nobody else makes blocks of it present, or changes its size.
+type span struct{ off, end int64 }
+
+// wholeSpan is all of a file, whatever its size.
+func wholeSpan() span { return span{0, math.MaxInt64} }
+
+func (s span) meets(o span) bool { return s.off < o.end && o.off < s.end }
+
+// reserveSpan waits until no other reservation meets s, and gives the one that must be released. False: the file is no
+// longer partial, so nothing was reserved.
+// Errors: EIO if poisoned.
+func (f *File) reserveSpan(s span) (release func(), ok bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		switch {
+		case f.poison != nil:
+			return nil, false, f.poison
+		case f.state != UpperShared:
+			return nil, false, nil
+		}
+		if !f.metLocked(s) {
+			break
+		}
+		f.released.Wait()
+	}
+	held := &s
+	f.spans = append(f.spans, held)
+	return func() { f.releaseSpan(held) }, true, nil
+}
+
+// +checklocks:f.mu
+func (f *File) metLocked(s span) bool {
+	for _, o := range f.spans {
+		if o.meets(s) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *File) releaseSpan(held *span) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, o := range f.spans {
+		if o == held {
+			f.spans[i] = f.spans[len(f.spans)-1]
+			f.spans = f.spans[:len(f.spans)-1]
+			break
+		}
+	}
+	f.released.Broadcast()
+}

@@ -1,0 +1,272 @@
+package copyup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteAt writes to the upper, after the copy-up if there is none yet; of a partial file, only the units that p touches.
+// Writes to different units of a file run in parallel. Writing nothing does nothing.
+// Errors: those of a copy-up, and then nothing was written; those of pwritev2(2), and then the first n bytes were.
+// Crash: each unit that p touches is old or new or, where p covers it in part, old with new in it.
+func (f *File) WriteAt(p []byte, off int64, sync SyncMode) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("copyup: write at %d: %w", off, unix.EINVAL)
+	}
+	if len(p) == 0 {
+		return 0, f.Err()
+	}
+	if err := f.begin(); err != nil {
+		return 0, err
+	}
+	defer f.end()
+	if err := f.raise(context.Background(), anySize()); err != nil {
+		return 0, err
+	}
+	if f.State() == UpperShared {
+		n, err := f.writeShared(p, off, f.writeFlags(sync))
+		if !errors.Is(err, errMoved) {
+			return n, err
+		}
+	}
+	n := 0
+	err := f.withUpper(func(b *backing) (err error) {
+		n, err = f.pwriteFull(b.fd, [][]byte{p}, off, f.writeFlags(sync))
+		return err
+	})
+	if n > 0 {
+		f.opts.Background.touched(f, off, off+int64(n), true)
+	}
+	return n, err
+}
+
+// writeFlags gives the flags of pwritev2(2). Compare: fs/overlayfs/file.c:ovl_write_iter(), which drops them too when
+// volatile (Linux 6.18). While the upper's name may not be durable yet, RWF_DSYNC alone would not make it so.
+func (f *File) writeFlags(sync SyncMode) int {
+	switch {
+	case f.opts.Volatile || sync == SyncNone:
+		return 0
+	case sync == SyncData && f.isNamed():
+		return unix.RWF_DSYNC
+	default:
+		return unix.RWF_SYNC | unix.RWF_DSYNC
+	}
+}
+
+func (f *File) isNamed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.named
+}
+
+// writeShared writes to a partial file. Units that are missing in the upper are written whole, in one call with what
+// the lower has around p, so that none of them ever shows zeros.
+// Errors: errMoved, with nothing written, if the file is partial no more.
+func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
+	if err := f.load(); err != nil {
+		return 0, err
+	}
+	unit := f.opts.Unit
+	whole := span{off &^ (unit - 1), (off + int64(len(p)) + unit - 1) &^ (unit - 1)}
+	release, ok, err := f.reserveSpan(whole)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return 0, errMoved
+	}
+	defer release()
+	w := f.planWrite(p, off, whole)
+	n := 0
+	err = f.withUpper(func(b *backing) (err error) {
+		if err := f.storeLimit(b); err != nil {
+			return err
+		}
+		n, err = f.runWrite(b, w, flags)
+		return err
+	})
+	if n > 0 {
+		f.opts.Background.touched(f, off, off+int64(n), true)
+	}
+	return n, err
+}
+
+// write is a write to a partial file whose units are reserved.
+//
+//	|  head  |  p  ...   p  |  tail  |       head and tail come from the lower; each is empty unless its unit is missing
+//	at       off                             and shows something of the lower there
+type write struct {
+	p          []byte
+	off        int64
+	whole      span // units
+	head, tail span
+	missing    bool // some unit below the limit is missing
+	grows      bool // may end beyond the limit, and so make the file larger
+}
+
+func (f *File) planWrite(p []byte, off int64, whole span) write {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	end := off + int64(len(p))
+	w := write{p: p, off: off, whole: whole, head: span{off, off}, tail: span{end, end}, grows: end > f.ext.limit}
+	for at := whole.off; at < min(whole.end, f.ext.limit) && !w.missing; {
+		piece := f.ext.next(at, whole.end)
+		w.missing, at = piece.lower, piece.end
+	}
+	if whole.off < min(off, f.ext.limit) && !f.ext.has(whole.off) {
+		w.head = span{whole.off, min(off, f.ext.limit)}
+	}
+	if last := whole.end - f.ext.unit; end < min(whole.end, f.ext.limit) && !f.ext.has(last) {
+		w.tail = span{end, min(whole.end, f.ext.limit)}
+	}
+	return w
+}
+
+// runWrite does it, and gives the number of bytes of p that are written.
+func (f *File) runWrite(upper *backing, w write, flags int) (int, error) {
+	head, tail := make([]byte, w.head.end-w.head.off), make([]byte, w.tail.end-w.tail.off)
+	for _, e := range []struct {
+		p   []byte
+		off int64
+	}{{head, w.head.off}, {tail, w.tail.off}} {
+		if len(e.p) == 0 {
+			continue
+		}
+		if _, err := f.readMissing(e.p, e.off); err != nil {
+			return 0, fmt.Errorf("copyup: fill unit: %w", err)
+		}
+	}
+	var size int64 // before
+	if w.missing && w.grows {
+		st, err := f.stat(upper.fd)
+		if err != nil {
+			return 0, fmt.Errorf("copyup: stat upper: %w", err)
+		}
+		size = st.Size
+	}
+	at := w.off - int64(len(head))
+	if w.head.end < w.off { // the limit lies between: what is there is a hole already
+		if err := f.fillHead(upper, w, head); err != nil {
+			return 0, err
+		}
+		head, at = nil, w.off
+	}
+	bufs := make([][]byte, 0, 3)
+	for _, b := range [][]byte{head, w.p, tail} {
+		if len(b) > 0 {
+			bufs = append(bufs, b)
+		}
+	}
+	n, err := f.pwriteFull(upper.fd, bufs, at, flags)
+	end := at + int64(n)
+	if err == nil {
+		f.have(w.whole.off, w.whole.end)
+		f.filled(len(head) + len(tail))
+		return len(w.p), nil
+	}
+	if end > at {
+		cut := end &^ (f.opts.Unit - 1)
+		f.have(w.whole.off, cut)
+		if end > cut {
+			end, err = f.takeBack(upper, w, cut, end, size, err)
+		}
+	}
+	return int(min(max(0, end-w.off), int64(len(w.p)))), err
+}
+
+// fillHead writes what the lower has of a unit that the limit cuts, before a write behind the limit.
+func (f *File) fillHead(upper *backing, w write, head []byte) error {
+	n, err := f.pwriteFull(upper.fd, [][]byte{head}, w.head.off, 0)
+	if err == nil {
+		f.have(w.whole.off, w.whole.off+f.opts.Unit)
+		f.filled(n)
+		return nil
+	}
+	if n > 0 {
+		_, err = f.takeBack(upper, w, w.whole.off, w.head.off+int64(n), w.head.end, err)
+	}
+	return err
+}
+
+// takeBack undoes what a failed write left of the unit at cut, up to end: nothing if the unit was there before, else it is
+// made a hole again, so that the lower shows. size is what the file must not exceed then. It gives the end of what
+// counts as written.
+func (f *File) takeBack(upper *backing, w write, cut, end, size int64, cause error) (int64, error) {
+	f.mu.Lock()
+	there := f.ext.has(cut)
+	f.mu.Unlock()
+	if there {
+		return end, cause
+	}
+	if err := f.punch(upper, cut, f.opts.Unit); err != nil {
+		err = fmt.Errorf("copyup: %w: unit at %d half written: %w", ErrInDoubt, cut, errors.Join(cause, err))
+		f.Poison(err)
+		return cut, f.Err()
+	}
+	if w.grows && end > size {
+		if err := retryErr(func() error { return f.sys.ftruncate(upper.fd, max(size, cut)) }); err != nil {
+			cause = errors.Join(cause, fmt.Errorf("copyup: take size back to %d: %w", max(size, cut), err))
+		}
+	}
+	return cut, cause
+}
+
+func (f *File) punch(upper *backing, off, n int64) error {
+	return retryErr(func() error {
+		return f.sys.fallocate(upper.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+// have notes units that the upper has now. They are reserved.
+func (f *File) have(off, end int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ext != nil {
+		f.ext.add(off, end)
+	}
+}
+
+// filled counts bytes that were copied to fill units.
+func (f *File) filled(n int) {
+	f.stats.BytesCopied.Add(uint64(n))
+	f.stats.NotCopied.Add(-int64(n))
+}
+
+// pwriteFull writes all of bufs, or says how much and why not more.
+func (f *File) pwriteFull(fd int, bufs [][]byte, off int64, flags int) (int, error) {
+	done, total := 0, 0
+	for _, b := range bufs {
+		total += len(b)
+	}
+	for done < total {
+		n, err := retry(func() (int, error) { return f.sys.pwrite(fd, rest(bufs, done), off+int64(done), flags) })
+		if err != nil {
+			return done, fmt.Errorf("copyup: write %d bytes at %d: %w", total, off, err)
+		}
+		if n == 0 {
+			return done, fmt.Errorf("copyup: write %d bytes at %d: %w: %w", total, off, io.ErrShortWrite, unix.EIO)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// rest is bufs without the first n bytes.
+func rest(bufs [][]byte, n int) [][]byte {
+	if n == 0 {
+		return bufs
+	}
+	var r [][]byte
+	for _, b := range bufs {
+		if n >= len(b) {
+			n -= len(b)
+			continue
+		}
+		r, n = append(r, b[n:]), 0
+	}
+	return r
+}
