@@ -15,6 +15,7 @@ type backing struct {
 	fd    int   // of file
 	lower bool  // read-only
 	stage bool  // the target of a copy-up: must be writable at every offset
+	size  int64 // lower: of the file
 	limit int64 // lower: bytes of it that the file showed when it was opened; min(Target.LowerLimit, size)
 	refs  int   // +checklocks:File.mu, by convention: the mutex of the File that owns it
 }
@@ -54,7 +55,7 @@ func (f *File) checkBacking(b *backing) error {
 		return fmt.Errorf("copyup: open %v: not a regular file: %w", b.file.Name(), unix.EIO)
 	}
 	if b.lower {
-		b.limit = max(0, min(st.Size, f.target.LowerLimit()))
+		b.size, b.limit = st.Size, max(0, min(st.Size, f.target.LowerLimit()))
 	}
 	return nil
 }

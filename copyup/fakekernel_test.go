@@ -3,6 +3,7 @@ package copyup
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 
@@ -25,13 +26,16 @@ type fakeKernel struct {
 	linux
 	way way
 
-	mu     sync.Mutex
-	calls  []string
-	failAt int // fail the call with this number, from 1; 0: none
-	inject injection
-	fired  bool
-	onCall func(name string)
-	onSync func(fd int) // after a sync that succeeded
+	mu      sync.Mutex
+	calls   []string
+	failAt  int // fail the call with this number, from 1; 0: none
+	inject  injection
+	fired   bool
+	onCall  func(name string)
+	freed   []span       // what was given back since the last sync
+	resized int          // changes of size since then that are journalled
+	onSync  func(fd int) // after a sync that succeeded
+	onClone func()       // after blocks were shared or moved: they are on the disk
 }
 
 // way is how a copy-up can copy.
@@ -141,6 +145,8 @@ func (k *fakeKernel) ftruncate(fd int, size int64) error {
 	if _, err := k.enter("ftruncate"); err != nil {
 		return err
 	}
+	k.freed = append(k.freed, span{size, math.MaxInt64})
+	k.resized++
 	return k.linux.ftruncate(fd, size)
 }
 
@@ -151,7 +157,17 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 	if k.way == byZeros {
 		return unix.EOPNOTSUPP
 	}
-	return k.linux.fallocate(fd, mode, off, length)
+	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) != 0 {
+		k.freed = append(k.freed, span{(off + testUnit - 1) &^ (testUnit - 1), (off + length) &^ (testUnit - 1)})
+	}
+	if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
+		k.resized++
+	}
+	err := k.linux.fallocate(fd, mode, off, length)
+	if err == nil && mode&unix.FALLOC_FL_COLLAPSE_RANGE != 0 && k.onClone != nil {
+		k.onClone() // blocks move, after a writeback
+	}
+	return err
 }
 
 func (k *fakeKernel) lseek(fd int, off int64, whence int) (int64, error) {
@@ -176,6 +192,9 @@ func (k *fakeKernel) cloneRange(dst, src int, length int64) error {
 		return errors.Join(err, fmt.Errorf("clone read %d of %d bytes", n, length))
 	}
 	_, err := k.linux.pwrite(dst, [][]byte{buf}, 0, 0)
+	if err == nil && k.onClone != nil {
+		k.onClone()
+	}
 	return err
 }
 
@@ -200,6 +219,7 @@ func (k *fakeKernel) synced(name string, fd int) error {
 	if _, err := k.enter(name); err != nil {
 		return err
 	}
+	k.freed, k.resized = nil, 0
 	if k.onSync != nil {
 		k.onSync(fd)
 	}

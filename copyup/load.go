@@ -20,7 +20,7 @@ func (f *File) load() error {
 	if f.loaded() {
 		return nil
 	}
-	ext, err := f.readExtents()
+	ext, due, err := f.readExtents()
 	if errors.Is(err, errMoved) {
 		return nil
 	}
@@ -30,7 +30,7 @@ func (f *File) load() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.state == UpperShared && f.ext == nil {
-		f.ext = ext
+		f.ext, f.limitDue = ext, due
 	}
 	return nil
 }
@@ -41,30 +41,32 @@ func (f *File) loaded() bool {
 	return f.state != UpperShared || f.ext != nil
 }
 
-func (f *File) readExtents() (*extents, error) {
+// readExtents gives the map, and whether the lower limit has to be stored before the file can be made larger: a truncation was
+// cut short, and the size of the upper alone says what the limit is.
+func (f *File) readExtents() (_ *extents, due bool, _ error) {
 	lower, err := f.acquire(true)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer f.release(lower)
 	upper, err := f.acquire(false)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer f.release(upper)
 	st, err := f.stat(upper.fd)
 	if err != nil {
-		return nil, fmt.Errorf("copyup: stat upper: %w", err)
+		return nil, false, fmt.Errorf("copyup: stat upper: %w", err)
 	}
 	// Smaller than what is stored if a truncation was cut short: see "Crash" in doc.go.
 	ext := newExtents(f.opts.Unit, min(lower.limit, st.Size))
 	if unitsIn(ext.limit, ext.unit) > maxUnits {
-		return nil, fmt.Errorf("copyup: partial upper of %d bytes: %w", st.Size, unix.EIO)
+		return nil, false, fmt.Errorf("copyup: partial upper of %d bytes: %w", st.Size, unix.EIO)
 	}
 	for pos := int64(0); pos < ext.limit; {
 		data, hole, err := f.nextData(upper.fd, pos, ext.limit)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if data >= ext.limit {
 			break
@@ -72,12 +74,12 @@ func (f *File) readExtents() (*extents, error) {
 		// The last unit may be cut by the end of the file or lie across the limit.
 		end := ext.up(hole)
 		if data != ext.down(data) || hole != end && hole < min(ext.limit, st.Size) {
-			return nil, fmt.Errorf("copyup: data of a partial upper at %d to %d, not aligned to %d: %w", data, hole, ext.unit, unix.EIO)
+			return nil, false, fmt.Errorf("copyup: data of a partial upper at %d to %d, not aligned to %d: %w", data, hole, ext.unit, unix.EIO)
 		}
 		ext.add(data, end)
 		pos = end
 	}
-	return ext, nil
+	return ext, st.Size < lower.size && ext.limit == st.Size, nil
 }
 
 // nextData finds the first data of a file at or after pos: [data, hole), both limit if there is none before limit.

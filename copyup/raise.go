@@ -51,7 +51,7 @@ func (r *raiser) run() error {
 			return err
 		}
 	}
-	r.shape = Shape{Partial: partial, Limit: r.keep}
+	r.shape = Shape{Partial: partial, Limit: r.keep, Cut: r.keep < r.lower.size}
 	if partial {
 		r.ext = newExtents(unit, r.keep)
 		r.ext.add(0, r.cloned)

@@ -52,8 +52,9 @@ type Target interface {
 type Shape struct {
 	// Partial: what the upper does not have is in the lower, below Limit. Else the upper is complete.
 	Partial bool
-	// Limit is the number of bytes of the lower that still show.
+	// Limit is the number of bytes of the lower that still show. It is less than the lower has, and has to be stored, if Cut.
 	Limit int64
+	Cut   bool
 }
 
 // SyncMode is how durable a write must be before WriteAt returns.

@@ -2,71 +2,116 @@ package overlayfuse
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
+	"path"
+	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
-// syncers is how many files a flush syncs at once: journal commits of several files then share one wait.
-const syncers = 8
+// FlushOptions say what a flush leaves and where it shows its progress.
+type FlushOptions struct {
+	// KeepMetacopy leaves files metacopy of which only metadata was copied up: for an upper whose readers all follow
+	// overlay.metacopy, as this file system does and the kernel's overlayfs with metacopy=on.
+	KeepMetacopy bool
+	// Meter, if set, can be read while the flush runs.
+	Meter *FlushMeter
+}
 
 // FlushStats is what a flush did.
 type FlushStats struct {
-	Completed int // metacopy files that got their data
-	Linked    int // names of hard links that got an upper link
-	Synced    int // files and directories made durable
+	Completed int   `json:"completed"` // metacopy and partial files that got all of their data
+	Bytes     int64 `json:"bytes"`     // of data that these did not have, holes included
+	Kept      int   `json:"kept"`      // metacopy files that stay so
+	Linked    int   `json:"linked"`    // names of hard links that got an upper link
+	Synced    int   `json:"synced"`    // files and directories made durable
 }
 
-// FlushUpper makes the upper complete and durable, fit to be a lower layer for anybody: files without data get it, every name of a
-// copied-up hard link gets its own link, and all is synced. What the kernel still holds of the mount is not its business:
-// who mounted it calls syncfs(2) first.
+// FlushUpper makes the upper durable and fit to be a lower layer: every name of a copied-up hard link gets its own link, files
+// get the data that they lack, and all is synced. No file stays partial. What the kernel still holds of the mount is not
+// its business: who mounted it calls syncfs(2) first.
 //
-// Errors: the first one; the mount goes on as before, and a later FlushUpper goes on where this one ended.
-func (fs *FS) FlushUpper(ctx context.Context) (FlushStats, error) {
-	f := &flusher{fs: fs, ctx: ctx}
+// Errors: the first one, EINTR if ctx ended; the mount goes on as before, and a later FlushUpper goes on where this one ended.
+func (fs *FS) FlushUpper(ctx context.Context, opts FlushOptions) (FlushStats, error) {
+	f := &flusher{fs: fs, ctx: ctx, opts: opts, meter: opts.Meter}
 	if fs.readOnly() {
 		return f.stats, nil
 	}
-	if err := f.walk(fs.root, f.complete); err != nil {
+	if f.meter == nil {
+		f.meter = new(FlushMeter)
+	}
+	begin := time.Now()
+	stop := f.meter.logEvery(flushLogInterval, fs.log)
+	err := f.run()
+	stop()
+	f.meter.enter(FlushIdle)
+	log := fs.log.WithFields(logrus.Fields{"completed": f.stats.Completed, "bytes": f.stats.Bytes, "kept": f.stats.Kept,
+		"linked": f.stats.Linked, "synced": f.stats.Synced, "took": time.Since(begin).Round(time.Millisecond)})
+	if err != nil {
+		log.WithError(err).Info("overlay: flush ended early")
 		return f.stats, err
 	}
-	if err := f.linkNames(); err != nil {
-		return f.stats, err
-	}
-	// Also of a volatile mount: what was risked while it ran is not risked in a layer that others will stand on.
-	return f.stats, f.sync()
+	log.Info("overlay: flushed")
+	return f.stats, nil
 }
 
+// flusher is one call of FlushUpper.
 type flusher struct {
 	fs    *FS
 	ctx   context.Context
+	opts  FlushOptions
+	meter *FlushMeter
 	stats FlushStats
 }
 
-// walk visits every object of the mount whose directory visit lets it into. The inodes live while they are visited.
-func (f *flusher) walk(dir *inode, visit func(in *inode, p *inode, name string) (into bool, err error)) error {
-	es, err := f.fs.list(dir)
+func (f *flusher) run() error {
+	// The names come first: of a file that only the index leads to, the next step would not know.
+	f.meter.enter(FlushLinking)
+	if err := f.linkNames(); err != nil {
+		return err
+	}
+	if err := f.complete(); err != nil {
+		return err
+	}
+	// Also of a volatile mount: what was risked while it ran is not risked in a layer that others will stand on.
+	f.meter.enter(FlushSyncing)
+	return f.sync()
+}
+
+// interrupted is an error once the context has ended.
+func (f *flusher) interrupted() error {
+	if f.ctx.Err() != nil {
+		return fmt.Errorf("flush: %w (%w)", context.Cause(f.ctx), unix.EINTR)
+	}
+	return nil
+}
+
+// visitor is called with an object, its directory and its name there. into: its entries are to be visited.
+type visitor func(in, p *inode, name string) (into bool, err error)
+
+// walk visits every object whose directory visit lets it into. names says which entries of a directory count. The inodes live
+// while they are visited.
+func (f *flusher) walk(dir *inode, names func(dir *inode) ([]string, error), visit visitor) error {
+	all, err := names(dir)
 	if err != nil {
 		return err
 	}
-	for _, e := range es {
-		if err := f.ctx.Err(); err != nil {
-			return fmt.Errorf("flush: %w (%w)", err, unix.EINTR)
+	for _, name := range all {
+		if err := f.interrupted(); err != nil {
+			return err
 		}
-		if err := f.visit(dir, e.name, visit); err != nil {
+		if err := f.visit(dir, name, names, visit); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *flusher) visit(dir *inode, name string, visit func(in *inode, p *inode, name string) (bool, error)) error {
+func (f *flusher) visit(dir *inode, name string, names func(dir *inode) ([]string, error), visit visitor) error {
 	in, err := f.fs.lookup(dir, name)
 	if err != nil {
-		return fmt.Errorf("flush %q: %w", name, err)
+		return fmt.Errorf("flush %s: %w", path.Join(dir.path(), name), err)
 	}
 	if in == nil {
 		return nil
@@ -74,27 +119,39 @@ func (f *flusher) visit(dir *inode, name string, visit func(in *inode, p *inode,
 	defer f.fs.tab.forget(in, 1)
 	into, err := visit(in, dir, name)
 	if err != nil {
-		return fmt.Errorf("flush %q: %w", name, err)
+		return fmt.Errorf("flush %s: %w", in.path(), err)
 	}
 	if into && in.isDir() {
-		return f.walk(in, visit)
+		return f.walk(in, names, visit)
 	}
 	return nil
 }
 
-// complete copies the data of a metacopy file. What the upper does not have needs no completion.
-func (f *flusher) complete(in, _ *inode, _ string) (bool, error) {
-	u := in.upper()
-	if !u.exists {
-		return false, nil
+// mergedNames are the names that a directory shows.
+func (f *flusher) mergedNames(dir *inode) ([]string, error) {
+	es, err := f.fs.list(dir)
+	names := make([]string, len(es))
+	for i, e := range es {
+		names[i] = e.name
 	}
-	if u.data != dataHere {
-		if err := f.fs.data(in).Complete(f.ctx); err != nil {
-			return false, err
-		}
-		f.stats.Completed++
+	return names, err
+}
+
+// upperNames are the names that the upper has in a directory, whiteouts included.
+func (f *flusher) upperNames(dir *inode) ([]string, error) {
+	if !dir.upper().exists || dir.isDead() {
+		return nil, nil
 	}
-	return true, nil
+	d, err := f.fs.upperDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.release()
+	names, err := listNames(d.fd)
+	if err != nil {
+		return nil, fmt.Errorf("read upper directory: %w", err)
+	}
+	return names, nil
 }
 
 // linkNames gives every name of an indexed file its link in the upper. Then the index has nothing more to say of it.
@@ -108,7 +165,7 @@ func (f *flusher) linkNames() error {
 			f.fs.tab.forget(in, 1)
 		}
 	}()
-	err := f.walk(f.fs.root, func(in, p *inode, name string) (bool, error) {
+	err := f.walk(f.fs.root, f.mergedNames, func(in, p *inode, name string) (bool, error) {
 		in.mu.RLock()
 		link := in.link
 		in.mu.RUnlock()
@@ -179,99 +236,3 @@ func (f *flusher) dropIndexed(in *inode) error {
 	return f.fs.removeMark(fd, "nlink")
 }
 
-// sync makes every object of the upper durable: files first, then the directories that name them.
-func (f *flusher) sync() error {
-	g, ctx := errgroup.WithContext(f.ctx)
-	g.SetLimit(syncers)
-	d, err := f.fs.upperDir(f.fs.root)
-	if err != nil {
-		return err
-	}
-	defer d.release()
-	err = f.syncTree(ctx, g, d.fd)
-	if werr := g.Wait(); werr != nil {
-		return werr
-	}
-	if err != nil {
-		return err
-	}
-	return f.syncDirs(d.fd)
-}
-
-func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) error {
-	return f.each(dir, func(fd int, name string, mode uint32) error {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("flush: %w (%w)", err, unix.EINTR)
-		}
-		switch {
-		case isDir(mode):
-			return f.syncTree(ctx, g, fd)
-		case isReg(mode):
-			file, err := openReal(fd, unix.O_RDONLY)
-			if err != nil {
-				return fmt.Errorf("%q: %w", name, err)
-			}
-			f.stats.Synced++
-			g.Go(func() error { return syncClose(file, name) })
-		}
-		return nil // the others have no data of their own
-	})
-}
-
-// syncDirs syncs directories from below.
-func (f *flusher) syncDirs(dir int) error {
-	err := f.each(dir, func(fd int, _ string, mode uint32) error {
-		if isDir(mode) {
-			return f.syncDirs(fd)
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	file, err := openReal(dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	f.stats.Synced++
-	return syncClose(file, ".")
-}
-
-// each visits what the entries of a directory of the upper are when they are visited: the mount may change it meanwhile, and what
-// it adds is for a later flush.
-func (f *flusher) each(dir int, visit func(fd int, name string, mode uint32) error) error {
-	names, err := listNames(dir)
-	if err != nil {
-		return fmt.Errorf("read upper directory: %w", err)
-	}
-	for _, name := range names {
-		if err := f.one(dir, name, visit); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (f *flusher) one(dir int, name string, visit func(fd int, name string, mode uint32) error) error {
-	fd, err := openIn(dir, name, unix.O_PATH, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open upper %q: %w", name, err)
-	}
-	defer closeFD(fd)
-	st, err := statAt(fd, "")
-	if err != nil {
-		return fmt.Errorf("stat upper %q: %w", name, err)
-	}
-	return visit(fd, name, st.Mode)
-}
-
-func syncClose(file *os.File, name string) error {
-	if err := file.Sync(); err != nil {
-		_ = file.Close() // the cause is the error that is returned
-		return fmt.Errorf("sync %q: %w", name, err)
-	}
-	return file.Close()
-}

@@ -137,7 +137,7 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 		return fs.complete(in, fd)
 	}
 	u := in.upper()
-	if shape.Limit < u.limit {
+	if shape.Cut {
 		if err := fs.setLimit(fd, shape.Limit); err != nil {
 			return err
 		}

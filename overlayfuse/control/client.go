@@ -65,14 +65,33 @@ func (c *Client) Unmount(ctx context.Context, id string, lazy bool) error {
 
 // Flush makes the upper directory complete and durable. A mounted Spec is flushed through its mount, pages not yet
 // written included; one that is not mounted, on its directories alone, and its mount point is not looked at.
+// The server logs the progress of a flush that takes long; Inspect tells it. When ctx ends, so does the flush; what was
+// copied stays, and the next one goes on from there.
 //
 // Errors: EEXIST if another Spec is mounted under the ID; EBUSY if it is detached: its dirty pages are out of reach.
 func (c *Client) Flush(ctx context.Context, s Spec) (overlayfuse.FlushStats, error) {
-	r, err := c.call(ctx, request{Op: opFlush, Spec: &s})
+	return c.flush(ctx, request{Op: opFlush, Spec: &s})
+}
+
+// FlushKeepingMetacopy is Flush for an upper whose readers all follow overlay.metacopy: files without data of their own stay so.
+func (c *Client) FlushKeepingMetacopy(ctx context.Context, s Spec) (overlayfuse.FlushStats, error) {
+	return c.flush(ctx, request{Op: opFlush, Spec: &s, KeepMetacopy: true})
+}
+
+func (c *Client) flush(ctx context.Context, q request) (overlayfuse.FlushStats, error) {
+	r, err := c.call(ctx, q)
 	if err != nil || r.Flush == nil {
 		return overlayfuse.FlushStats{}, err
 	}
 	return *r.Flush, nil
+}
+
+// Inspect tells what goes on in the mounts of these IDs, or in all, by ID. It waits for no other request.
+//
+// Errors: ErrNotFound, naming the ID.
+func (c *Client) Inspect(ctx context.Context, ids ...string) ([]Inspection, error) {
+	r, err := c.call(ctx, request{Op: opInspect, IDs: ids})
+	return r.Inspections, err
 }
 
 // List gives every mount of the server, by ID.

@@ -143,7 +143,7 @@ func (s *Server) unmount(ctx context.Context, id string, lazy bool) error {
 	return nil
 }
 
-func (s *Server) flush(ctx context.Context, spec Spec) (stats overlayfuse.FlushStats, err error) {
+func (s *Server) flush(ctx context.Context, spec Spec, keepMetacopy bool) (stats overlayfuse.FlushStats, err error) {
 	e, err := s.acquire(ctx, spec.ID)
 	if err != nil {
 		return stats, err
@@ -153,6 +153,9 @@ func (s *Server) flush(ctx context.Context, spec Spec) (stats overlayfuse.FlushS
 	if err != nil {
 		return stats, err
 	}
+	opts := overlayfuse.FlushOptions{KeepMetacopy: keepMetacopy, Meter: new(overlayfuse.FlushMeter)}
+	s.setFlushing(e, opts.Meter)
+	defer s.setFlushing(e, nil)
 	if mounted {
 		_, session := s.current(e)
 		if session == nil {
@@ -161,7 +164,7 @@ func (s *Server) flush(ctx context.Context, spec Spec) (stats overlayfuse.FlushS
 		if err := runChild(ctx, childSync, session.Mountpoint(), session.Device()); err != nil {
 			return stats, err
 		}
-		return session.FS().FlushUpper(ctx)
+		return session.FS().FlushUpper(ctx, opts)
 	}
 	if spec.Upper == "" {
 		return stats, nil
@@ -170,7 +173,7 @@ func (s *Server) flush(ctx context.Context, spec Spec) (stats overlayfuse.FlushS
 	if err != nil {
 		return stats, err
 	}
-	stats, err = fs.FlushUpper(ctx)
+	stats, err = fs.FlushUpper(ctx, opts)
 	return stats, errors.Join(err, fs.Close())
 }
 

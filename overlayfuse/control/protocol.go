@@ -45,6 +45,8 @@ const (
 	Mounted State = "mounted"
 	// Detached is off its mount point and still in use elsewhere.
 	Detached State = "detached"
+	// Unmounted has no mount: its directories are being flushed. Only Inspect tells of such.
+	Unmounted State = "unmounted"
 )
 
 // MountInfo is one mount that the server serves.
@@ -52,6 +54,16 @@ type MountInfo struct {
 	Spec   Spec   `json:"spec"`
 	State  State  `json:"state"`
 	Device string `json:"device"` // MAJOR:MINOR
+}
+
+// Inspection is what goes on in one mount.
+type Inspection struct {
+	ID    string `json:"id"`
+	State State  `json:"state"`
+	// Flush is the progress of the flush that runs, if one does.
+	Flush *overlayfuse.FlushProgress `json:"flush,omitempty"`
+	// FS is nil if nothing is mounted.
+	FS *overlayfuse.Inspection `json:"fs,omitempty"`
 }
 
 // Info is what a server says about itself.
@@ -70,22 +82,26 @@ const (
 	opUnmount op = "unmount"
 	opFlush   op = "flush"
 	opList    op = "list"
+	opInspect op = "inspect"
 )
 
 type request struct {
-	Version int    `json:"version"`
-	Op      op     `json:"op"`
-	Spec    *Spec  `json:"spec,omitempty"` // mount, flush
-	ID      string `json:"id,omitempty"`   // unmount
-	Lazy    bool   `json:"lazy,omitempty"` // unmount
+	Version      int      `json:"version"`
+	Op           op       `json:"op"`
+	Spec         *Spec    `json:"spec,omitempty"`          // mount, flush
+	ID           string   `json:"id,omitempty"`            // unmount
+	Lazy         bool     `json:"lazy,omitempty"`          // unmount
+	KeepMetacopy bool     `json:"keep_metacopy,omitempty"` // flush
+	IDs          []string `json:"ids,omitempty"`           // inspect; none: all
 }
 
 type response struct {
-	Version int                     `json:"version"`
-	Error   *Error                  `json:"error,omitempty"`
-	Info    *Info                   `json:"info,omitempty"`
-	Flush   *overlayfuse.FlushStats `json:"flush,omitempty"`
-	Mounts  []MountInfo             `json:"mounts,omitempty"`
+	Version     int                     `json:"version"`
+	Error       *Error                  `json:"error,omitempty"`
+	Info        *Info                   `json:"info,omitempty"`
+	Flush       *overlayfuse.FlushStats `json:"flush,omitempty"`
+	Mounts      []MountInfo             `json:"mounts,omitempty"`
+	Inspections []Inspection            `json:"inspections,omitempty"`
 }
 
 // Error is an error of the server, as its client sees it.

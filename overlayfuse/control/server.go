@@ -36,6 +36,8 @@ type entry struct {
 
 	spec    Spec                 // guarded by Server.mu
 	session *overlayfuse.Session // guarded by Server.mu; nil if there is none
+
+	flushing *overlayfuse.FlushMeter // guarded by Server.mu; nil if no flush runs
 }
 
 // NewServer has no mounts.
@@ -163,12 +165,16 @@ func (s *Server) serve(ctx context.Context, q request, r *response) error {
 		var err error
 		r.Mounts, err = s.list()
 		return err
+	case opInspect:
+		var err error
+		r.Inspections, err = s.inspect(q.IDs)
+		return err
 	case opMount:
 		return s.mount(ctx, *q.Spec)
 	case opUnmount:
 		return s.unmount(ctx, q.ID, q.Lazy)
 	case opFlush:
-		stats, err := s.flush(ctx, *q.Spec)
+		stats, err := s.flush(ctx, *q.Spec, q.KeepMetacopy)
 		if err == nil {
 			r.Flush = &stats
 		}

@@ -3,8 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
 )
@@ -108,31 +106,9 @@ func (s *Server) adopt(e *entry, spec Spec, session *overlayfuse.Session) {
 	}()
 }
 
-func (s *Server) list() ([]MountInfo, error) {
-	type mount struct {
-		spec    Spec
-		session *overlayfuse.Session
-	}
-	var all []mount
+// setFlushing shows the flush that runs on an entry; nil when it has ended.
+func (s *Server) setFlushing(e *entry, m *overlayfuse.FlushMeter) {
 	s.mu.Lock()
-	for _, e := range s.entries {
-		if e.session != nil && !over(e.session) {
-			all = append(all, mount{e.spec, e.session})
-		}
-	}
-	s.mu.Unlock()
-	slices.SortFunc(all, func(a, b mount) int { return strings.Compare(a.spec.ID, b.spec.ID) })
-	infos := make([]MountInfo, 0, len(all))
-	for _, m := range all {
-		on, err := m.session.Attached()
-		if err != nil {
-			return nil, err
-		}
-		state := Detached
-		if on {
-			state = Mounted
-		}
-		infos = append(infos, MountInfo{Spec: m.spec, State: state, Device: m.session.Device()})
-	}
-	return infos, nil
+	defer s.mu.Unlock()
+	e.flushing = m
 }

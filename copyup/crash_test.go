@@ -1,0 +1,206 @@
+package copyup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// What a crash leaves. A kill of the process leaves everything that was written. A power cut leaves what the file system
+// had written back: the data blocks in any choice, the metadata in order. Two ends of "in order" are tried: nothing
+// since the last sync, and all of it; between them lies what a cut at an earlier operation leaves.
+
+// disk is an upper as of the last sync, and what happened to its size since.
+type disk struct {
+	marks   marks
+	data    []byte
+	have    []bool // units that are no hole
+	content bool   // there is an upper
+}
+
+// readDisk takes the upper as it is now.
+func (m *model) readDisk() disk {
+	d := disk{marks: m.target.now()}
+	f, err := os.Open(m.target.path("upper"))
+	if errors.Is(err, os.ErrNotExist) {
+		return d
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if d.data, err = os.ReadFile(m.target.path("upper")); err != nil {
+		m.t.Fatal(err)
+	}
+	d.content = true
+	d.have = make([]bool, unitsIn(int64(len(d.data)), testUnit))
+	for pos := int64(0); pos < int64(len(d.data)); {
+		data, err := unix.Seek(int(f.Fd()), pos, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break
+		}
+		hole, err2 := unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
+		if err := errors.Join(err, err2); err != nil {
+			m.t.Fatal(err)
+		}
+		for u := data / testUnit; u < unitsIn(hole, testUnit); u++ {
+			d.have[u] = true
+		}
+		pos = hole
+	}
+	return d
+}
+
+// kill ends the File without a word, and makes another one of what is on the disk.
+func (m *model) kill() {
+	m.kills++
+	m.log = append(m.log, "kill")
+	m.restart()
+	if got := content(m.t, m.File); !bytes.Equal(got, m.want) {
+		m.t.Errorf("after a kill: %d bytes, want %d, first difference at %d", len(got), len(m.want), differsAt(got, m.want))
+	}
+}
+
+func (m *model) restart() {
+	for _, f := range m.target.opened {
+		_ = f.Close() // perhaps it is
+	}
+	m.target.opened = nil
+	m.readers, m.writers, m.last = 0, 0, Lower
+	m.target.stages, m.target.commits, m.target.aborts = 0, 0, 0
+	m.File = newFile(m.target, m.target.state(), m.scene.opts, m.kernel)
+}
+
+// cut is a power cut: the upper becomes what the disk may have, and the file must show versions since the last sync.
+func (m *model) cut() {
+	m.cuts++
+	now := m.readDisk()
+	if m.rng.IntN(3) == 0 {
+		m.log = append(m.log, "cut: nothing since the sync")
+		m.writeDisk(m.disk)
+	} else {
+		m.log = append(m.log, "cut: some data since the sync")
+		m.writeDisk(m.lose(now))
+	}
+	m.restart()
+	got := content(m.t, m.File)
+	if err := m.explain(got); err != nil {
+		m.t.Errorf("after a power cut: %v", err)
+	}
+	m.want = bytes.Clone(got)
+	m.settled()
+}
+
+// lose is now without some of the data that was written since the last sync.
+func (m *model) lose(now disk) disk {
+	was := m.disk
+	// Only the size at the sync is known here; a write that grows the file is journalled with its data.
+	grown := int64(0)
+	for u := range now.have {
+		if !now.have[u] {
+			continue
+		}
+		at, end := int64(u)*testUnit, min(int64(u+1)*testUnit, int64(len(now.data)))
+		old := u < len(was.have) && was.have[u]
+		before := make([]byte, end-at)
+		if old {
+			copy(before, was.data[at:])
+		}
+		if old && bytes.Equal(before, now.data[at:end]) {
+			continue
+		}
+		if m.rng.IntN(2) == 0 {
+			grown = max(grown, end)
+			continue
+		}
+		if old && !m.shrank(at) {
+			copy(now.data[at:end], before)
+		} else {
+			now.have[u] = false
+			clear(now.data[at:end])
+		}
+	}
+	if m.kernel.resized == 0 && int64(len(now.data)) > int64(len(was.data)) && was.content {
+		size := max(int64(len(was.data)), grown)
+		now.data = now.data[:min(size, int64(len(now.data)))]
+		now.have = now.have[:unitsIn(int64(len(now.data)), testUnit)]
+	}
+	return now
+}
+
+// shrank: the block at was given back since the last sync.
+func (m *model) shrank(at int64) bool {
+	for _, c := range m.kernel.freed {
+		if c.off <= at && at+testUnit <= c.end {
+			return true
+		}
+	}
+	return false
+}
+
+// writeDisk makes the upper what d says.
+func (m *model) writeDisk(d disk) {
+	m.target.mu.Lock()
+	defer m.target.mu.Unlock()
+	path := m.target.path("upper")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		m.t.Fatal(err)
+	}
+	m.target.marks = d.marks
+	if !d.content {
+		m.target.marks = marks{limit: noLimit}
+		return
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if err := f.Truncate(int64(len(d.data))); err != nil {
+		m.t.Fatal(err)
+	}
+	for u, have := range d.have {
+		at := int64(u) * testUnit
+		if !have {
+			continue
+		}
+		if _, err := f.WriteAt(d.data[at:min(at+testUnit, int64(len(d.data)))], at); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// explain finds for each byte a version since the last sync that has it there.
+func (m *model) explain(got []byte) error {
+	low, high := len(m.versions[0]), 0
+	for _, v := range m.versions {
+		low, high = min(low, len(v)), max(high, len(v))
+	}
+	if len(got) < low || len(got) > high {
+		return fmt.Errorf("size %d, versions have %d to %d", len(got), low, high)
+	}
+	for i, b := range got {
+		known := false
+		for _, v := range m.versions {
+			if i < len(v) && v[i] == b || i >= len(v) && b == 0 {
+				known = true
+				break
+			}
+		}
+		if !known {
+			return fmt.Errorf("byte %d is %#x, which none of %d versions has there (the last: %#x; the lower: %#x)",
+				i, b, len(m.versions), at(m.want, i), at(m.was, i))
+		}
+	}
+	return nil
+}
+
+func at(p []byte, i int) byte {
+	if i < len(p) {
+		return p[i]
+	}
+	return 0
+}

@@ -1,0 +1,343 @@
+package copyup
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestModel does random operations on a File and on a byte slice, with failing calls, kills and power cuts among them, and
+// checks the content and every invariant. COPYUP_SEED repeats a run; COPYUP_OPS makes it longer.
+func TestModel(t *testing.T) {
+	t.Parallel()
+	runModel(t, newStage(t), modelSeeds(t, []uint64{1, 2, 3, uint64(time.Now().UnixNano())}), modelOps(t, 4000))
+}
+
+func modelSeeds(t *testing.T, seeds []uint64) []uint64 {
+	v := os.Getenv("COPYUP_SEED")
+	if v == "" {
+		return seeds
+	}
+	seed, err := strconv.ParseUint(v, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []uint64{seed}
+}
+
+// modelOps is the number of operations of one seed.
+func modelOps(t *testing.T, ops int) int {
+	v := os.Getenv("COPYUP_OPS")
+	if v == "" {
+		return ops
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func runModel(t *testing.T, st stage, seeds []uint64, ops int) {
+	t.Helper()
+	const life = 60 // operations on one file
+	for _, seed := range seeds {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		cuts, kills := 0, 0
+		for done := 0; done < ops; done += life {
+			m := newModel(t, st, rng)
+			for range life {
+				m.step()
+				if t.Failed() {
+					t.Fatalf("COPYUP_SEED=%d, after %d operations: %v", seed, done, m.log)
+				}
+			}
+			m.finish()
+			cuts, kills = cuts+m.cuts, kills+m.kills
+		}
+		t.Logf("COPYUP_SEED=%d: %d operations, %d kills, %d power cuts", seed, ops, kills, cuts)
+	}
+}
+
+// model is a scene, what its content must be, and what a power cut may make of it.
+type model struct {
+	*scene
+	t        *testing.T
+	rng      *rand.Rand
+	want     []byte
+	versions [][]byte // as of the last sync, and after each change since
+	disk     disk
+	readers  int
+	writers  int
+	last     State
+	cuts     int
+	kills    int
+	log      []string
+}
+
+func newModel(t *testing.T, st stage, rng *rand.Rand) *model {
+	above := []int64{0, 0, 20000, DefaultPartialAbove}[rng.IntN(4)]
+	s := st.scene(t, way(rng.IntN(int(byZeros))), rng.IntN(2) == 0, above)
+	m := &model{scene: s, t: t, rng: rng, want: bytes.Clone(s.was)}
+	m.log = append(m.log, fmt.Sprintf("%v, metacopy %v, above %d", s.kernel.way, s.target.marks.exists, above))
+	m.settled()
+	s.kernel.onSync = func(int) { m.settled() }
+	s.kernel.onClone = func() {
+		m.disk = m.readDisk()
+		m.kernel.freed, m.kernel.resized = nil, 0
+	}
+	return m
+}
+
+// settled: everything is durable now.
+func (m *model) settled() {
+	m.versions = [][]byte{bytes.Clone(m.want)}
+	m.kernel.freed, m.kernel.resized = nil, 0
+	m.target.mu.Lock()
+	m.target.fresh = false
+	m.target.mu.Unlock()
+	m.disk = m.readDisk()
+}
+
+// step does one operation, one time in four with a failing call in it.
+func (m *model) step() {
+	if m.rng.IntN(4) == 0 {
+		m.kernel.arm(1+m.rng.IntN(12), injections[m.rng.IntN(len(injections))])
+	}
+	name, next, err := m.random()
+	m.kernel.arm(0, injection{})
+	m.log = append(m.log, name)
+	got := content(m.t, m.File)
+	switch {
+	case err == nil && !bytes.Equal(got, next):
+		m.t.Errorf("%v: wrong content, %d bytes, want %d, first difference at %d", name, len(got), len(next), differsAt(got, next))
+	case err != nil && !bytes.Equal(got, next) && !bytes.Equal(got, m.want):
+		m.t.Errorf("%v: %v, and content is neither old nor new: %d bytes, differs from the old at %d, from the new at %d",
+			name, err, len(got), differsAt(got, m.want), differsAt(got, next))
+	}
+	if !bytes.Equal(got, m.want) {
+		m.want = bytes.Clone(got)
+		m.versions = append(m.versions, m.want)
+	}
+	m.invariants()
+	switch m.rng.IntN(24) {
+	case 0:
+		m.kill()
+	case 1, 2:
+		m.cut()
+	}
+}
+
+func differsAt(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
+// random does an operation and gives what the content is if it succeeded.
+func (m *model) random() (name string, next []byte, err error) {
+	off, n := m.rng.IntN(100<<10), 1+m.rng.IntN(20<<10)
+	switch m.rng.IntN(14) {
+	case 0:
+		if err = m.Open(false); err == nil {
+			m.readers++
+		}
+		return "open", m.want, err
+	case 1:
+		if err = m.Open(true); err == nil {
+			m.writers++
+		}
+		return "open write", m.want, err
+	case 2:
+		if m.readers > 0 {
+			err, m.readers = m.Close(false), m.readers-1
+		}
+		return "close", m.want, err
+	case 3:
+		if m.writers > 0 {
+			err, m.writers = m.Close(true), m.writers-1
+		}
+		return "close write", m.want, err
+	case 4:
+		return "seek", m.want, m.seek(int64(off))
+	case 5:
+		return "read", m.want, m.read(off, n)
+	case 6:
+		if m.rng.IntN(6) > 0 {
+			return "sync", m.want, m.Sync(m.rng.IntN(2) == 0)
+		}
+		return "complete", m.want, m.Complete(context.Background())
+	case 7:
+		return fmt.Sprintf("truncate %d", off), resized(off)(m.want), m.Truncate(int64(off))
+	case 8:
+		return m.allocate(off, n)
+	case 9:
+		n = min(n, 8000)
+		err = copyAll(m.other, m.File, 500, int64(off), int64(n))
+		return fmt.Sprintf("copy range %d+%d", off, n), m.upTo(patched(pattern(9000, 77)[500:500+n], off)(m.want), err), err
+	case 10:
+		return m.writeback(off, n)
+	case 11:
+		if m.rng.IntN(3) > 0 {
+			n = 1 + n%600
+		}
+		fallthrough
+	default:
+		p := pattern(n, byte(m.rng.IntN(256)))
+		k, err := m.WriteAt(p, int64(off), SyncMode(m.rng.IntN(3)))
+		if err != nil {
+			p = p[:k]
+			if k == 0 {
+				return fmt.Sprintf("write %d+%d fails", off, n), m.want, err
+			}
+		}
+		return fmt.Sprintf("write %d+%d of %d", off, k, n), patched(p, off)(m.want), err
+	}
+}
+
+// upTo is next, or after an error what a part of it may have made.
+func (m *model) upTo(next []byte, err error) []byte {
+	if err == nil {
+		return next
+	}
+	got := content(m.t, m.File)
+	i := 0 // the new part, then the old rest
+	for i < min(len(got), len(next)) && got[i] == next[i] {
+		i++
+	}
+	if len(got) <= len(next) && (i == len(got) || i < len(m.want) && bytes.Equal(got[i:], m.want[i:])) {
+		return got
+	}
+	return next
+}
+
+// writeback writes whole pages, as the kernel does for a shared mapping.
+func (m *model) writeback(off, n int) (string, []byte, error) {
+	const page = 4096
+	from := off / page * page
+	to := min((off+n+page-1)/page*page, len(m.want))
+	if from >= to {
+		return "no writeback", m.want, nil
+	}
+	p := bytes.Clone(m.want[from:to])
+	copy(p[len(p)/2:], pattern(len(p)/4, byte(m.rng.IntN(256))))
+	k, err := m.WriteAt(p, int64(from), SyncNone)
+	if err != nil {
+		p = p[:k]
+	}
+	return fmt.Sprintf("writeback %d+%d", from, k), patched(p, from)(m.want), err
+}
+
+func (m *model) allocate(off, n int) (string, []byte, error) {
+	var mode uint32
+	next := m.want
+	switch m.rng.IntN(5) {
+	case 0:
+		next = resized(max(len(m.want), off+n))(m.want)
+	case 1:
+		mode = unix.FALLOC_FL_KEEP_SIZE
+	case 2:
+		mode = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE
+		next = patched(make([]byte, n), off)(m.want)[:len(m.want)]
+	case 3:
+		mode = unix.FALLOC_FL_ZERO_RANGE
+		next = patched(make([]byte, n), off)(m.want)
+	case 4:
+		mode = unix.FALLOC_FL_COLLAPSE_RANGE
+		off, n = off&^(testUnit-1), (n+testUnit-1)&^(testUnit-1)
+		if off+n < len(m.want) {
+			next = append(bytes.Clone(m.want[:off]), m.want[off+n:]...)
+		}
+	}
+	err := m.Allocate(mode, int64(off), int64(n))
+	if mode != 0 && errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) && mode == unix.FALLOC_FL_COLLAPSE_RANGE {
+		err, next = nil, m.want // not every file system has every mode
+	}
+	return fmt.Sprintf("allocate %d+%d mode %#x", off, n, mode), next, err
+}
+
+// read compares a part.
+func (m *model) read(off, n int) error {
+	p := make([]byte, n)
+	got, err := m.ReadAt(p, int64(off))
+	if want := m.want[min(off, len(m.want)):min(off+n, len(m.want))]; err == nil && !bytes.Equal(p[:got], want) {
+		m.t.Errorf("read %d bytes at %d: got %d, want %d, or they differ", n, off, got, len(want))
+	}
+	return err
+}
+
+// seek checks that what SEEK_DATA skips is zero, and that SEEK_HOLE finds zeros or the end.
+func (m *model) seek(off int64) error {
+	data, err := m.Seek(off, unix.SEEK_DATA)
+	size := int64(len(m.want))
+	if err == nil && (data < off || data >= size || bytes.ContainsFunc(m.want[off:data], nonZero)) {
+		m.t.Errorf("data at %d from %d", data, off)
+	}
+	if errors.Is(err, unix.ENXIO) {
+		if off < size && bytes.ContainsFunc(m.want[off:], nonZero) {
+			m.t.Errorf("no data from %d", off)
+		}
+		return nil
+	}
+	hole, err2 := m.Seek(off, unix.SEEK_HOLE)
+	if err2 == nil && (hole < off || hole > size || hole < size && m.want[hole] != 0) {
+		m.t.Errorf("hole at %d from %d of %d", hole, off, size)
+	}
+	return errors.Join(err, err2)
+}
+
+func nonZero(r rune) bool { return r != 0 }
+
+func (m *model) invariants() {
+	m.t.Helper()
+	s := m.State()
+	m.target.checkMarksLocked(s)
+	if all, writers := m.Opens(); all != m.readers+m.writers || writers != m.writers {
+		m.t.Errorf("opens %d, %d", all, writers)
+	}
+	if m.readers+m.writers == 0 {
+		m.target.checkClosed()
+		if s == LowerShared {
+			m.t.Error("LowerShared without an open")
+		}
+	}
+	if m.last > LowerShared && s < m.last || m.writers > 0 && s == Lower {
+		m.t.Errorf("state %v after %v with %d writers", s, m.last, m.writers)
+	}
+	if err := m.Err(); err != nil {
+		m.t.Errorf("poisoned: %v", err)
+	}
+	m.last = s
+}
+
+// finish closes everything and looks at the file with a new File, as after a restart.
+func (m *model) finish() {
+	m.t.Helper()
+	for ; m.readers > 0; m.readers-- {
+		if err := m.Close(false); err != nil {
+			m.t.Error(err)
+		}
+	}
+	for ; m.writers > 0; m.writers-- {
+		if err := m.Close(true); err != nil {
+			m.t.Error(err)
+		}
+	}
+	m.invariants()
+	m.target.check(m.State())
+	if again := newFile(m.target, m.target.state(), m.scene.opts, m.kernel); !bytes.Equal(content(m.t, again), m.want) {
+		m.t.Error("another content after a restart")
+	}
+	m.target.checkClosed()
+}

@@ -1,0 +1,66 @@
+package overlayfuse
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
+)
+
+// maxPoisoned is the most files that an Inspection names; Counters.Poisoned counts all of them.
+const maxPoisoned = 1000
+
+// Inspection is what one file system is about at one moment.
+type Inspection struct {
+	// Inodes is how many the kernel, or an inode below them, keeps alive.
+	Inodes int `json:"inodes"`
+	// Handles is how many files and directories are open.
+	Handles int `json:"handles"`
+	// Partial and Metacopy are how many of the live inodes have some or all of their data in a lower layer alone.
+	Partial  int `json:"partial"`
+	Metacopy int `json:"metacopy"`
+	// Counters are the copy-up engine's, since the mount.
+	Counters copyup.Counters `json:"counters"`
+	// Poisoned are live files that answer EIO until the kernel has forgotten them.
+	Poisoned []PoisonedFile `json:"poisoned,omitempty"`
+}
+
+// PoisonedFile is a file of which nobody knows any longer what it holds: upper and memory could not be reconciled.
+type PoisonedFile struct {
+	Path  string `json:"path"` // below the mount
+	Ino   uint64 `json:"ino"`  // st_ino
+	Cause string `json:"cause"`
+}
+
+// Inspect looks at the file system as it runs. It touches no layer and waits for no request.
+func (fs *FS) Inspect() Inspection {
+	ins := fs.tab.all()
+	r := Inspection{Inodes: len(ins), Handles: fs.handles.count(), Counters: fs.copies.Read()}
+	for _, in := range ins {
+		switch in.upper().data {
+		case dataPartial:
+			r.Partial++
+		case dataBelow:
+			r.Metacopy++
+		case dataHere:
+		}
+		f := in.file.Load()
+		if f == nil || len(r.Poisoned) == maxPoisoned {
+			continue
+		}
+		if err := f.Err(); err != nil {
+			r.Poisoned = append(r.Poisoned, PoisonedFile{Path: in.path(), Ino: in.ino, Cause: err.Error()})
+		}
+	}
+	slices.SortFunc(r.Poisoned, func(a, b PoisonedFile) int {
+		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Ino, b.Ino))
+	})
+	return r
+}
+
+// count is how many handles are open.
+func (t *handleTable) count() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.byID)
+}
