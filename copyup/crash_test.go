@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // What a crash leaves. A kill of the process leaves everything that was written. A power cut leaves what the file system
@@ -36,20 +34,15 @@ func (m *model) readDisk() disk {
 		m.t.Fatal(err)
 	}
 	d.content = true
-	d.have = make([]bool, unitsIn(int64(len(d.data)), testUnit))
-	for pos := int64(0); pos < int64(len(d.data)); {
-		data, err := unix.Seek(int(f.Fd()), pos, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break
-		}
-		hole, err2 := unix.Seek(int(f.Fd()), data, unix.SEEK_HOLE)
-		if err := errors.Join(err, err2); err != nil {
-			m.t.Fatal(err)
-		}
-		for u := data / testUnit; u < unitsIn(hole, testUnit); u++ {
+	d.have = make([]bool, unitsIn(int64(len(d.data)), m.scene.opts.Unit))
+	data, err := newFile(nil, Upper, Options{}, linux{}).dataOf(int(f.Fd()), int64(len(d.data)))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, s := range data {
+		for u := s.off / m.scene.opts.Unit; u < min(unitsIn(s.end, m.scene.opts.Unit), int64(len(d.have))); u++ {
 			d.have[u] = true
 		}
-		pos = hole
 	}
 	return d
 }
@@ -58,9 +51,12 @@ func (m *model) readDisk() disk {
 func (m *model) kill() {
 	m.kills++
 	m.log = append(m.log, "kill")
+	before, unit := m.readDisk(), int(m.scene.opts.Unit)
 	m.restart()
-	if got := content(m.t, m.File); !bytes.Equal(got, m.want) {
-		m.t.Errorf("after a kill: %d bytes, want %d, first difference at %d", len(got), len(m.want), differsAt(got, m.want))
+	if got := m.content(); !bytes.Equal(got, m.want) {
+		i := differsAt(got, m.want)
+		m.t.Errorf("after a kill: %d bytes, want %d, first difference at %d: %#x, want %#x; marks %+v, data in the upper: %v",
+			len(got), len(m.want), i, at(got, i), at(m.want, i), before.marks, before.have[max(0, i/unit-2):min(len(before.have), i/unit+3)])
 	}
 }
 
@@ -86,9 +82,9 @@ func (m *model) cut() {
 		m.writeDisk(m.lose(now))
 	}
 	m.restart()
-	got := content(m.t, m.File)
+	got := m.content()
 	if err := m.explain(got); err != nil {
-		m.t.Errorf("after a power cut: %v", err)
+		m.t.Errorf("after a power cut: %v; in the upper before: %v, as of the sync: %v", err, now.have, m.disk.have)
 	}
 	m.want = bytes.Clone(got)
 	m.settled()
@@ -103,7 +99,7 @@ func (m *model) lose(now disk) disk {
 		if !now.have[u] {
 			continue
 		}
-		at, end := int64(u)*testUnit, min(int64(u+1)*testUnit, int64(len(now.data)))
+		at, end := int64(u)*m.scene.opts.Unit, min(int64(u+1)*m.scene.opts.Unit, int64(len(now.data)))
 		old := u < len(was.have) && was.have[u]
 		before := make([]byte, end-at)
 		if old {
@@ -126,7 +122,7 @@ func (m *model) lose(now disk) disk {
 	if m.kernel.resized == 0 && int64(len(now.data)) > int64(len(was.data)) && was.content {
 		size := max(int64(len(was.data)), grown)
 		now.data = now.data[:min(size, int64(len(now.data)))]
-		now.have = now.have[:unitsIn(int64(len(now.data)), testUnit)]
+		now.have = now.have[:unitsIn(int64(len(now.data)), m.scene.opts.Unit)]
 	}
 	return now
 }
@@ -134,7 +130,7 @@ func (m *model) lose(now disk) disk {
 // shrank: the block at was given back since the last sync.
 func (m *model) shrank(at int64) bool {
 	for _, c := range m.kernel.freed {
-		if c.off <= at && at+testUnit <= c.end {
+		if c.off <= at && at+m.scene.opts.Unit <= c.end {
 			return true
 		}
 	}
@@ -163,11 +159,11 @@ func (m *model) writeDisk(d disk) {
 		m.t.Fatal(err)
 	}
 	for u, have := range d.have {
-		at := int64(u) * testUnit
+		at := int64(u) * m.scene.opts.Unit
 		if !have {
 			continue
 		}
-		if _, err := f.WriteAt(d.data[at:min(at+testUnit, int64(len(d.data)))], at); err != nil {
+		if _, err := f.WriteAt(d.data[at:min(at+m.scene.opts.Unit, int64(len(d.data)))], at); err != nil {
 			m.t.Fatal(err)
 		}
 	}

@@ -157,17 +157,20 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 	if k.way == byZeros {
 		return unix.EOPNOTSUPP
 	}
+	err := k.linux.fallocate(fd, mode, off, length)
+	if err != nil {
+		return err
+	}
 	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) != 0 {
 		k.freed = append(k.freed, span{(off + testUnit - 1) &^ (testUnit - 1), (off + length) &^ (testUnit - 1)})
 	}
 	if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
 		k.resized++
 	}
-	err := k.linux.fallocate(fd, mode, off, length)
-	if err == nil && mode&unix.FALLOC_FL_COLLAPSE_RANGE != 0 && k.onClone != nil {
+	if mode&unix.FALLOC_FL_COLLAPSE_RANGE != 0 && k.onClone != nil {
 		k.onClone() // blocks move, after a writeback
 	}
-	return err
+	return nil
 }
 
 func (k *fakeKernel) lseek(fd int, off int64, whence int) (int64, error) {
@@ -224,6 +227,13 @@ func (k *fakeKernel) synced(name string, fd int) error {
 		k.onSync(fd)
 	}
 	return nil
+}
+
+func (k *fakeKernel) written(fd int, limit int64) ([]span, error) {
+	if _, err := k.enter("fiemap"); err != nil {
+		return nil, err
+	}
+	return k.linux.written(fd, limit)
 }
 
 func (k *fakeKernel) dropCache(fd int, off, length int64) (int64, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -25,11 +26,24 @@ type scene struct {
 const holeSize = 64 << 10
 
 // stage is the directories of scenes that follow each other: the lowers stay, the uppers go.
-type stage struct{ main, other string }
+type stage struct {
+	main, other string
+	unit        int64
+}
 
 func newStage(t *testing.T) stage {
 	t.Helper()
-	st := stage{t.TempDir(), t.TempDir()}
+	return newStageIn(t, t.TempDir())
+}
+
+func newStageIn(t *testing.T, dir string) stage {
+	t.Helper()
+	st := stage{filepath.Join(dir, "main"), filepath.Join(dir, "other"), testUnit}
+	for _, d := range []string{st.main, st.other} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	lower := newTargetIn(t, st.main, oldContent()).path("lower")
 	f, err := os.OpenFile(lower, os.O_RDWR, 0)
 	if err != nil {
@@ -56,7 +70,7 @@ func (st stage) scene(t *testing.T, w way, meta bool, above int64) *scene {
 		s.target.metacopy()
 	}
 	s.target.fail = s.kernel.target
-	s.opts = Options{Unit: testUnit, PartialAbove: above, Stats: s.stats, Log: t.Logf}
+	s.opts = Options{Unit: st.unit, PartialAbove: above, Stats: s.stats, Log: t.Logf}
 	if w == byZeros {
 		s.opts.Unit, s.target.whole = 0, true
 	}

@@ -20,6 +20,7 @@ type kernel interface {
 	copyFileRange(src int, srcOff int64, dst int, dstOff int64, length int) (int, error)
 	fsync(fd int) error
 	fdatasync(fd int) error
+	written(fd int, limit int64) ([]span, error)                    // FIEMAP, see fiemap.go
 	dropCache(fd int, off, length int64) (dropped int64, err error) // posix_fadvise(DONTNEED); bytes that left the cache
 }
 

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Truncate sets the size. It copies nothing but, of a file up to Options.PartialAbove, what remains.
+// Truncate sets the size. It copies nothing but the unit that the new size or the old one cuts, and files up to
+// Options.PartialAbove.
 // Errors: those of a copy-up; those of ftruncate(2).
 // Crash: the old size or the new one; what is beyond the new one never shows again.
 func (f *File) Truncate(size int64) error {
@@ -20,7 +21,11 @@ func (f *File) Truncate(size int64) error {
 		return err
 	}
 	defer f.end()
-	if err := f.raise(context.Background(), truncateTo(size)); err != nil {
+	want := anySize()
+	if size == 0 || f.opts.Unit == 0 {
+		want = truncateTo(size)
+	}
+	if err := f.raise(context.Background(), want); err != nil {
 		return err
 	}
 	// Also after our own copy-up: it stamps the times and takes a file capability away, as on a plain file.
@@ -43,7 +48,7 @@ func (f *File) ftruncate(b *backing, size int64) error {
 // shows no more; making it larger again comes after. With a crash between them, the size itself is the limit.
 // Errors: errMoved, with nothing done, if the file is partial no more.
 func (f *File) truncateShared(size int64) error {
-	if err := f.load(); err != nil {
+	if err := f.fillCut(size); err != nil {
 		return err
 	}
 	release, ok, err := f.reserveSpan(wholeSpan())
@@ -52,6 +57,10 @@ func (f *File) truncateShared(size int64) error {
 	}
 	if !ok {
 		return errMoved
+	}
+	if s := f.cutUnit(size); s.off < s.end { // a truncation came between
+		release()
+		return f.truncateShared(size)
 	}
 	gone := false
 	err = f.withUpper(func(b *backing) error {
@@ -78,6 +87,34 @@ func (f *File) truncateShared(size int64) error {
 		return err
 	}
 	return f.becomeUpper()
+}
+
+// cutUnit gives the unit that has to be in the upper before its size changes to size, or grows to it: the one that the size
+// cuts, before or after. A file system may write zeros into it, hole or not (btrfs does: fs/btrfs/inode.c:
+// btrfs_truncate_block(), Linux 6.18), and then it would count. Empty if there is none that is missing.
+func (f *File) cutUnit(size int64) span {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ext == nil {
+		return span{}
+	}
+	at := min(size, f.ext.limit)
+	if s := (span{f.ext.down(at), at}); s.off < s.end && !f.ext.has(s.off) {
+		return s
+	}
+	return span{}
+}
+
+// fillCut brings the cutUnit to the upper.
+func (f *File) fillCut(size int64) error {
+	if err := f.load(); err != nil {
+		return err
+	}
+	s := f.cutUnit(size)
+	if s.off >= s.end {
+		return nil
+	}
+	return f.populate(context.Background(), s.off, s.end)
 }
 
 // cut makes the lower limit smaller, and reports whether nothing of the lower can show any more.
@@ -169,6 +206,9 @@ func (f *File) allocateShared(mode uint32, off, length int64) error {
 	if err := f.populate(context.Background(), s.off, s.end); err != nil {
 		return err
 	}
+	if err := f.fillCut(s.end); err != nil {
+		return err
+	}
 	release, ok, err := f.reserveSpan(s)
 	if err != nil {
 		return err
@@ -177,7 +217,7 @@ func (f *File) allocateShared(mode uint32, off, length int64) error {
 		return errMoved
 	}
 	defer release()
-	if m := f.firstMissing(s); m.off < m.end { // a write failed and was taken back meanwhile
+	if m, c := f.firstMissing(s), f.cutUnit(s.end); m.off < m.end || c.off < c.end { // they went missing again
 		return errMoved
 	}
 	return f.withUpper(func(b *backing) error {

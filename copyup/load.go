@@ -63,21 +63,17 @@ func (f *File) readExtents() (_ *extents, due bool, _ error) {
 	if unitsIn(ext.limit, ext.unit) > maxUnits {
 		return nil, false, fmt.Errorf("copyup: partial upper of %d bytes: %w", st.Size, unix.EIO)
 	}
-	for pos := int64(0); pos < ext.limit; {
-		data, hole, err := f.nextData(upper.fd, pos, ext.limit)
-		if err != nil {
-			return nil, false, err
-		}
-		if data >= ext.limit {
-			break
-		}
+	data, err := f.dataOf(upper.fd, ext.limit)
+	if err != nil {
+		return nil, false, fmt.Errorf("copyup: extents of the upper: %w", err)
+	}
+	for _, d := range data {
 		// The last unit may be cut by the end of the file or lie across the limit.
-		end := ext.up(hole)
-		if data != ext.down(data) || hole != end && hole < min(ext.limit, st.Size) {
-			return nil, false, fmt.Errorf("copyup: data of a partial upper at %d to %d, not aligned to %d: %w", data, hole, ext.unit, unix.EIO)
+		end := ext.up(d.end)
+		if d.off != ext.down(d.off) || d.end != end && d.end < min(ext.limit, st.Size) {
+			return nil, false, fmt.Errorf("copyup: data of a partial upper at %d to %d, not aligned to %d: %w", d.off, d.end, ext.unit, unix.EIO)
 		}
-		ext.add(data, end)
-		pos = end
+		ext.add(d.off, end)
 	}
 	return ext, st.Size < lower.size && ext.limit == st.Size, nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"testing"
 	"time"
@@ -48,12 +49,14 @@ func modelOps(t *testing.T, ops int) int {
 
 func runModel(t *testing.T, st stage, seeds []uint64, ops int) {
 	t.Helper()
-	const life = 60 // operations on one file
+	const life = 200 // operations on one file
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
+	bufs := &[2][]byte{make([]byte, 192<<10), make([]byte, 192<<10)}
 	for _, seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		cuts, kills := 0, 0
 		for done := 0; done < ops; done += life {
-			m := newModel(t, st, rng)
+			m := newModel(t, st, rng, bufs)
 			for range life {
 				m.step()
 				if t.Failed() {
@@ -81,12 +84,13 @@ type model struct {
 	cuts     int
 	kills    int
 	log      []string
+	bufs     *[2][]byte
 }
 
-func newModel(t *testing.T, st stage, rng *rand.Rand) *model {
+func newModel(t *testing.T, st stage, rng *rand.Rand, bufs *[2][]byte) *model {
 	above := []int64{0, 0, 20000, DefaultPartialAbove}[rng.IntN(4)]
 	s := st.scene(t, way(rng.IntN(int(byZeros))), rng.IntN(2) == 0, above)
-	m := &model{scene: s, t: t, rng: rng, want: bytes.Clone(s.was)}
+	m := &model{scene: s, t: t, rng: rng, want: bytes.Clone(s.was), bufs: bufs}
 	m.log = append(m.log, fmt.Sprintf("%v, metacopy %v, above %d", s.kernel.way, s.target.marks.exists, above))
 	m.settled()
 	s.kernel.onSync = func(int) { m.settled() }
@@ -115,7 +119,7 @@ func (m *model) step() {
 	name, next, err := m.random()
 	m.kernel.arm(0, injection{})
 	m.log = append(m.log, name)
-	got := content(m.t, m.File)
+	got := m.content()
 	switch {
 	case err == nil && !bytes.Equal(got, next):
 		m.t.Errorf("%v: wrong content, %d bytes, want %d, first difference at %d", name, len(got), len(next), differsAt(got, next))
@@ -134,6 +138,16 @@ func (m *model) step() {
 	case 1, 2:
 		m.cut()
 	}
+}
+
+// content reads the whole file; what it gives is good until the next call but one.
+func (m *model) content() []byte {
+	m.bufs[0], m.bufs[1] = m.bufs[1], m.bufs[0]
+	n, err := m.ReadAt(m.bufs[0], 0)
+	if err != nil {
+		m.t.Fatalf("read all: %v", err)
+	}
+	return m.bufs[0][:n]
 }
 
 func differsAt(a, b []byte) int {
@@ -211,7 +225,7 @@ func (m *model) upTo(next []byte, err error) []byte {
 	if err == nil {
 		return next
 	}
-	got := content(m.t, m.File)
+	got := m.content()
 	i := 0 // the new part, then the old rest
 	for i < min(len(got), len(next)) && got[i] == next[i] {
 		i++

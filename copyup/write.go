@@ -79,8 +79,15 @@ func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
 	if !ok {
 		return 0, errMoved
 	}
-	defer release()
 	w := f.planWrite(p, off, whole)
+	if s := f.cutUnit(whole.end); w.grows && s.off < s.end && s.off < whole.off {
+		release()
+		if err := f.fillCut(whole.end); err != nil {
+			return 0, err
+		}
+		return f.writeShared(p, off, flags)
+	}
+	defer release()
 	n := 0
 	err = f.withUpper(func(b *backing) (err error) {
 		if err := f.storeLimit(b); err != nil {

@@ -1,0 +1,120 @@
+package copyup
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// fileSystems are those that uppers are on, each made on a loop device of its own. xfs and btrfs can reflink.
+var fileSystems = []struct {
+	name string
+	mkfs []string // nil: needs no device
+}{
+	{"ext4", []string{"mkfs.ext4", "-q", "-b", "4096"}},
+	{"ext4_1k", []string{"mkfs.ext4", "-q", "-b", "1024"}},
+	{"xfs", []string{"mkfs.xfs", "-q", "-m", "reflink=1"}},
+	{"btrfs", []string{"mkfs.btrfs", "-q"}},
+	{"tmpfs", nil},
+}
+
+// mountFileSystem gives a directory on a new file system, which goes with the test.
+func mountFileSystem(t *testing.T, name string, mkfs []string) string {
+	t.Helper()
+	dir := t.TempDir()
+	at := filepath.Join(dir, "mnt")
+	if err := os.Mkdir(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-t", "tmpfs", "-o", "size=256m", "tmpfs", at}
+	if mkfs != nil {
+		image := filepath.Join(dir, "image")
+		if err := os.WriteFile(image, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(image, 400<<20); err != nil {
+			t.Fatal(err)
+		}
+		run(t, mkfs[0], append(mkfs[1:], image)...)
+		args = []string{"-o", "loop", image, at}
+	}
+	run(t, "mount", args...)
+	t.Cleanup(func() {
+		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", name, err)
+		}
+	})
+	return at
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
+}
+
+// TestModelOnFileSystems is TestModel on each file system that uppers are on, with the unit that is found there.
+func TestModelOnFileSystems(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("loop devices need root")
+	}
+	for _, fs := range fileSystems {
+		t.Run(fs.name, func(t *testing.T) {
+			t.Parallel()
+			dir := mountFileSystem(t, fs.name, fs.mkfs)
+			probe, err := os.Create(filepath.Join(dir, "probe"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			unit, err := ProbeUnit(probe)
+			if err := probe.Close(); err != nil {
+				t.Fatal(err)
+			}
+			want := int64(testUnit)
+			if fs.name == "ext4_1k" {
+				want = 1024
+			}
+			if err != nil || unit != want {
+				t.Fatalf("unit %d, %v; want %d", unit, err, want)
+			}
+			st := newStageIn(t, dir)
+			st.unit = unit
+			runModel(t, st, modelSeeds(t, []uint64{11, 12}), modelOps(t, 3000))
+		})
+	}
+}
+
+// TestReflink: on a file system that can share blocks, the first write fault leaves nothing in the lower and copies nothing.
+func TestReflink(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("loop devices need root")
+	}
+	for _, fs := range fileSystems {
+		if fs.name != "xfs" && fs.name != "btrfs" {
+			continue
+		}
+		t.Run(fs.name, func(t *testing.T) {
+			dir := mountFileSystem(t, fs.name, fs.mkfs)
+			var stats Stats
+			target := newTargetIn(t, dir, pattern(300<<10, 1))
+			f := New(target, Lower, Options{Unit: testUnit, Stats: &stats})
+			if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
+				t.Fatal(err)
+			}
+			if f.State() != Upper || stats.Reflinked.Load() != 1 || stats.BytesCopied.Load() != 0 || stats.BytesCloned.Load() != 300<<10 {
+				t.Errorf("state %v, %+v", f.State(), stats.Read())
+			}
+			if err := f.Truncate(100<<10 + 1); err != nil {
+				t.Fatal(err)
+			}
+			target.check(Upper)
+			target.checkClosed()
+		})
+	}
+}
