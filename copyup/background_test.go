@@ -1,0 +1,165 @@
+package copyup
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+)
+
+// eventually waits for what the background does.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("never: %s", what)
+}
+
+func quick(cfg BackgroundConfig) *Background {
+	cfg.Tick = 2 * time.Millisecond
+	return NewBackground(cfg)
+}
+
+// TestBackgroundSettles: a small file that was copied whole becomes plain by itself, after a sync, and nothing is kept.
+func TestBackgroundSettles(t *testing.T) {
+	s := newScene(t, byRange, false)
+	b := quick(BackgroundConfig{SettleAfter: 10 * time.Millisecond})
+	s.File.opts.Background = b
+	if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil {
+		t.Fatal(err)
+	}
+	s.target.check(UpperShared)
+	eventually(t, "plain", func() bool { return s.State() == Upper })
+	if s.kernel.count("fsync") != 1 || s.stats.Completed.Load() != 1 {
+		t.Errorf("calls %v", s.kernel.calls)
+	}
+	b.Close()
+	s.target.check(Upper)
+	s.target.checkClosed()
+	if s.target.kept != 0 {
+		t.Errorf("%d holds are left", s.target.kept)
+	}
+}
+
+// TestBackgroundLeavesColdFilesPartial: a file with little in the upper, or written once, stays partial.
+func TestBackgroundLeavesColdFilesPartial(t *testing.T) {
+	s := newStage(t).scene(t, byRange, false, 0)
+	b := quick(BackgroundConfig{SettleAfter: time.Millisecond, CompleteAbove: 50, CompleteHot: 4 * time.Millisecond, CompleteRate: 1 << 30})
+	s.File.opts.Background = b
+	for range 50 {
+		if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	b.Close()
+	s.target.check(UpperShared)
+	if s.stats.BytesCopied.Load() > 2*testUnit {
+		t.Errorf("%d bytes copied", s.stats.BytesCopied.Load())
+	}
+}
+
+// TestBackgroundCompletesHotFiles: one that has most of its data in the upper and goes on being written is completed.
+func TestBackgroundCompletesHotFiles(t *testing.T) {
+	s := newStage(t).scene(t, byRange, false, 0)
+	b := quick(BackgroundConfig{CompleteAbove: 50, CompleteHot: 6 * time.Millisecond, CompleteRate: 1 << 30})
+	s.File.opts.Background = b
+	if _, err := s.WriteAt(pattern(60<<10, 9), 0, SyncNone); err != nil {
+		t.Fatal(err)
+	}
+	want := patched(pattern(60<<10, 9), 0)(s.was)
+	eventually(t, "complete", func() bool {
+		if _, err := s.WriteAt(pattern(10, 9), 0, SyncNone); err != nil {
+			t.Fatal(err)
+		}
+		return s.State() == Upper
+	})
+	b.Close()
+	if got := content(t, s.File); !bytes.Equal(got, want) {
+		t.Errorf("content differs at %d", differsAt(got, want))
+	}
+	s.target.check(Upper)
+}
+
+// TestBackgroundDropsPages: what was written leaves the page cache once it is written back, and idle costs nothing.
+func TestBackgroundDropsPages(t *testing.T) {
+	s := newScene(t, byRange, false)
+	b := quick(BackgroundConfig{DropAfter: 4 * time.Millisecond, CacheBytes: 1 << 40})
+	s.File.opts.Background = b
+	if _, err := s.WriteAt(pattern(20<<10, 9), 0, SyncNone); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "dropped", func() bool { return s.kernel.count("drop") >= 2 })
+	if err := s.Complete(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "idle", func() bool { return b.Tracked() == 0 })
+	b.Close()
+	s.target.checkClosed()
+}
+
+// TestForgottenFilesAreLetGo: a file whose last name is gone is not held.
+func TestForgottenFilesAreLetGo(t *testing.T) {
+	s := newScene(t, byRange, false)
+	b := quick(BackgroundConfig{DropAfter: time.Hour, CacheBytes: 1 << 40})
+	defer b.Close()
+	s.File.opts.Background = b
+	if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil || s.target.kept != 1 {
+		t.Fatal(err, s.target.kept)
+	}
+	s.target.mu.Lock()
+	s.target.dead = true
+	s.target.mu.Unlock()
+	s.Forget()
+	if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil || s.target.kept != 0 || b.Tracked() != 0 {
+		t.Error(err, s.target.kept, b.Tracked())
+	}
+}
+
+// TestWritersAndCompletionMeet: writers of interleaved bytes, a reader, syncs, and completions at once; every byte arrives
+// and none of the lower is lost.
+func TestWritersAndCompletionMeet(t *testing.T) {
+	st := newStage(t)
+	for round := range 30 {
+		s := st.scene(t, way(round%int(byZeros)), round%2 == 0, 0)
+		want := bytes.Clone(s.was)
+		var wg sync.WaitGroup
+		const writers = 6
+		for w := range writers {
+			rng := rand.New(rand.NewPCG(uint64(round), uint64(w)))
+			wg.Go(func() {
+				for range 60 {
+					// Each writer has the bytes of its own number in every 64, so that they meet in each unit.
+					at := rng.IntN(len(s.was)/64-1)*64 + w*8
+					p := bytes.Repeat([]byte{byte(100 + w)}, 8)
+					if _, err := s.WriteAt(p, int64(at), SyncNone); err != nil {
+						t.Error(err)
+					}
+					copy(want[at:], p) // disjoint
+				}
+			})
+		}
+		wg.Go(func() {
+			for range 20 {
+				if err := s.Sync(false); err != nil {
+					t.Error(err)
+				}
+				content(t, s.File)
+			}
+			if err := s.Complete(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Wait()
+		if got := content(t, s.File); !bytes.Equal(got, want) {
+			t.Fatalf("round %d: differs at %d", round, differsAt(got, want))
+		}
+		s.target.check(Upper)
+		s.target.checkClosed()
+	}
+}
