@@ -70,6 +70,8 @@
 //	| script                                       | kernel                                    | here                                          |
 //	|----------------------------------------------|-------------------------------------------|-----------------------------------------------|
 //	| better_open_for_writing_copies_nothing       | open for writing copies the whole file    | nothing is copied before the first write      |
+//	| better_write_copies_only_blocks              | the first write copies the whole file     | it copies the blocks that it touches          |
+//	| better_copyup_keeps_holes                    | small holes of a copy become zeros        | they stay holes                               |
 //	| better_chmod_copies_no_data                  | a change of attributes copies the data    | it copies none (metacopy)                     |
 //	| better_mapping_made_first                    | a mapping made before the write is stale  | it sees the write                             |
 //	| better_mapping_of_a_descriptor_opened_first  | so is one of a descriptor opened before   | it sees the write                             |

@@ -81,7 +81,11 @@ func randomRun(t *testing.T, seed uint64) {
 			if _, err := s.umount("m"); err != nil && len(s.mounts) > 0 {
 				t.Fatal(err)
 			}
-			m, err := s.parseMount(nil)
+			var flags []string
+			if seed%2 == 0 {
+				flags = []string{"-fo", "partial_above=0"}
+			}
+			m, err := s.parseMount(flags)
 			if err == nil {
 				err = s.mount(m)
 			}

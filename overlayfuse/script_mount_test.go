@@ -214,7 +214,7 @@ func (s *script) mountOurs(m mountSpec) error {
 	if m.upper != "" {
 		options = append(options, "upperdir="+filepath.Join(s.dir, m.upper), "workdir="+filepath.Join(s.dir, m.work))
 	}
-	for _, o := range []string{m.both, m.fuse} {
+	for _, o := range []string{os.Getenv(EnvOptions), m.both, m.fuse} {
 		if o != "" {
 			options = append(options, o)
 		}

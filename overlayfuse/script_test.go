@@ -34,6 +34,8 @@ const (
 
 	// EnvSystems selects the systems that the scripts run on: "kernel", "overlayfuse", or both by a comma (default).
 	EnvSystems = "OVERLAYFUSE_SYSTEMS"
+	// EnvOptions are further options of every mount of overlayfuse, such as partial_above=0.
+	EnvOptions = "OVERLAYFUSE_OPTIONS"
 )
 
 // testRoot is the directory of everything that tests mount: on a disk file system with trusted xattrs, and open to the

@@ -43,6 +43,7 @@ type rig struct {
 	generation int
 	mounted    bool
 	flushed    bool // since the layers were mounted first
+	partial    bool // no file is copied whole at its first write
 	stray      bool // the kernel's overlayfs lists whiteouts of the lower layers
 
 	inos   map[string]uint64 // handle of an object of the twin -> st_ino in the overlay
@@ -52,7 +53,7 @@ type rig struct {
 
 // newRig makes random layers, see makeLayers, and mounts them.
 func newRig(dir string, layers *rand.Rand, tops ...string) (*rig, error) {
-	r := &rig{script: &script{system: "overlayfuse", dir: dir, agents: map[string]*fstool.Agent{}, lowers: map[string]string{}}}
+	r := &rig{script: &script{system: "overlayfuse", dir: dir, agents: map[string]*fstool.Agent{}, lowers: map[string]string{}}, partial: layers.IntN(2) == 0}
 	for _, d := range []string{"", "m", "r", "k"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			return r, err
@@ -177,6 +178,9 @@ func (r *rig) isMounted(name string) (string, bool) {
 
 func (r *rig) spec() control.Spec {
 	s := control.Spec{ID: "twin", MountPoint: filepath.Join(r.dir, "m"), Upper: filepath.Join(r.dir, r.upper()), Work: filepath.Join(r.dir, fmt.Sprint("w", r.generation))}
+	if r.partial {
+		s.Options = []string{"partial_above=0", "complete_hot=1s", "settle_after=2s", "drop_after=1s"}
+	}
 	for _, l := range r.lowerNames {
 		s.Lower = append(s.Lower, filepath.Join(r.dir, l))
 	}
