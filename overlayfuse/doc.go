@@ -84,6 +84,7 @@
 //	| better_handles_as_it_comes                   | file handles only with nfs_export=on      | while the inode lives                         |
 //	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself               |
 //	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
+//	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
 //	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
 //	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |

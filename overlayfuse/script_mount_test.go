@@ -205,7 +205,33 @@ func (s *script) mountKernel(m mountSpec) error {
 // busyTime is how long another mount namespace may keep what was unmounted.
 const busyTime = 10 * time.Second
 
+func cmdFlush(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: flush [DIR]")
+	}
+	s, target := scriptOf(ts), "m"
+	if len(args) == 1 {
+		target = args[0]
+	}
+	m, err := s.umount(target)
+	ts.Check(err)
+	if m.kernel {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
+	if err != nil {
+		ts.Fatalf("flush: %v: %s", err, out)
+	}
+}
+
 func (s *script) mountOurs(m mountSpec) error {
+	return serve(s.server(), s.optionsOf(m), filepath.Join(s.dir, m.target))
+}
+
+// optionsOf is the text of -o for a mount of ours.
+func (s *script) optionsOf(m mountSpec) string {
 	lowers := make([]string, len(m.lowers))
 	for i, l := range m.lowers {
 		lowers[i] = filepath.Join(s.dir, l)
@@ -219,7 +245,7 @@ func (s *script) mountOurs(m mountSpec) error {
 			options = append(options, o)
 		}
 	}
-	return serve(s.server(), strings.Join(options, ","), filepath.Join(s.dir, m.target))
+	return strings.Join(options, ",")
 }
 
 // serve starts a server in the background: it returns when the mount is up.

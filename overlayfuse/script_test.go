@@ -28,6 +28,7 @@ import (
 //	p2 OP ...               the same from a second process of root
 //	mount [FLAG...] [DIR]   see script_mount_test.go; default: layers l1 (topmost), l2, ..., upper u, work w, on m
 //	umount [DIR], remount [DIR]    end the script's processes and unmount (and mount again the same way)
+//	flush [DIR]             umount, and make the upper complete with "overlayfuse flush" (the kernel's always is)
 //	intact LAYER...         the layer is as it was when it was first mounted (checked at the end of every script too)
 const (
 	opTimeout = 20 * time.Second
@@ -136,7 +137,7 @@ func TestScripts(t *testing.T) {
 					return false, fmt.Errorf("unknown condition %s", cond)
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"fs": cmdFS, "as": cmdAs, "p2": cmdP2, "mount": cmdMount, "umount": cmdUmount, "remount": cmdRemount, "intact": cmdIntact,
+					"fs": cmdFS, "as": cmdAs, "p2": cmdP2, "mount": cmdMount, "umount": cmdUmount, "remount": cmdRemount, "flush": cmdFlush, "intact": cmdIntact,
 				},
 				RequireExplicitExec: true,
 				RequireUniqueNames:  true,
