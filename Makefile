@@ -1,11 +1,13 @@
-# make run: containers on overlayfuse, as a demonstration. make test: every test. Both need root and /dev/fuse.
+# make run: containers on overlayfuse, as a demonstration. make test: every test. make verify: the long runs of the tests that draw
+# their work at random (hours). make bench: the copy-up engine beside the kernel's overlayfs and fuse-overlayfs; BENCH are further
+# arguments, such as "-quick". All need root and /dev/fuse.
 
 SHELL := /bin/bash
 stack := contrib/stack
 binaries := overlayfuse containerd-overlayfuse-grpc
 go_files = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
-.PHONY: all build run test lint clean
+.PHONY: all build run test verify bench lint clean
 
 all: build
 
@@ -19,6 +21,14 @@ run: build
 test: build
 	$(stack)/install.sh test
 	$(stack)/test.sh $(PACKAGES)
+
+verify: build
+	$(stack)/install.sh test
+	$(stack)/verify.sh
+
+bench: build
+	$(stack)/install.sh bench
+	go run ./contrib/bench copyup -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
 
 lint:
 	$(stack)/install.sh lint

@@ -2,7 +2,7 @@
 # Installs what the stack lacks: Debian packages by apt, tools built by Go into the prefix. A second
 # run finds everything there and is quick.
 #
-# usage: install.sh run|test|lint...   (what it is needed for; test includes run)
+# usage: install.sh run|test|bench|lint...   (what it is needed for; test includes run)
 set -euo pipefail
 # shellcheck source=env.sh
 . "$(dirname "$0")/env.sh"
@@ -61,8 +61,13 @@ need_run() {
 
 need_test() {
 	need_run
-	need_packages acl attr e2fsprogs git libcap2-bin systemd
+	need_packages acl attr btrfs-progs e2fsprogs git libcap2-bin systemd xfsprogs
 	CGO_ENABLED=0 build "gotestsum-$gotestsum_version" go_install "gotest.tools/gotestsum@$gotestsum_version"
+}
+
+need_bench() {
+	check_machine
+	need_packages e2fsprogs fuse-overlayfs sqlite3
 }
 
 need_lint() {
@@ -76,7 +81,7 @@ exec 9>"$prefix/lock"
 flock 9 # two runs at once build each tool once
 for use in "$@"; do
 	case $use in
-	run | test | lint) "need_$use" ;;
-	*) die "usage: $0 run|test|lint..." ;;
+	run | test | bench | lint) "need_$use" ;;
+	*) die "usage: $0 run|test|bench|lint..." ;;
 	esac
 done
