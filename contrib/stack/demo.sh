@@ -98,6 +98,7 @@ mark=$(printf 'written-by-the-demonstration-%034d' 7)
 begin=$(now)
 in_demo bash -c "echo '$mark' | dd of=/data/big bs=64 seek=$line conv=notrunc status=none"
 echo "   $(since "$begin"); upper: $(kib "$upper") KiB"
+expect "only the block that was written was copied" [ $(($(kib "$upper") - before)) -le 128 ]
 in_demo touch /run/go
 wait_in_demo /run/done
 seen=$(in_demo cat /run/seen)
