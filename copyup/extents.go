@@ -2,6 +2,7 @@ package copyup
 
 import (
 	"math"
+	"sort"
 
 	"github.com/RoaringBitmap/roaring/v2"
 )
@@ -55,19 +56,38 @@ func (e *extents) next(off, end int64) piece {
 	if off >= e.limit {
 		return piece{off, end, false}
 	}
+	stop := min(end, e.limit)
 	u := uint32(off / e.unit)
 	if e.have.Contains(u) {
-		to := e.have.NextAbsentValue(u)
-		if at := to * e.unit; to >= 0 && at < e.limit {
-			return piece{off, min(end, at), false}
+		if at := e.absent(int64(u), unitsIn(stop, e.unit)) * e.unit; at < stop {
+			return piece{off, at, false}
 		}
 		return piece{off, end, false}
 	}
-	stop := min(end, e.limit)
 	if to := e.have.NextValue(u); to >= 0 {
 		stop = min(stop, to*e.unit)
 	}
 	return piece{off, stop, true}
+}
+
+// absent gives the first unit of [lo, hi) that is missing, or hi. (Bitmap.NextAbsentValue of roaring v2.30.0 is wrong behind the
+// first 65,536 values.)
+func (e *extents) absent(lo, hi int64) int64 {
+	const near = 64 // units that are looked at one by one: most writes are small
+	for u := lo; u < min(hi, lo+near); u++ {
+		if !e.have.Contains(uint32(u)) {
+			return u
+		}
+	}
+	if hi <= lo+near {
+		return hi
+	}
+	before := int64(e.have.Rank(uint32(lo))) - 1
+	// All of [lo, lo+n) are there for n up to some number, and for none above it.
+	n := sort.Search(int(hi-lo), func(n int) bool {
+		return int64(e.have.Rank(uint32(lo+int64(n))))-before <= int64(n)
+	})
+	return lo + int64(n)
 }
 
 // add notes that the upper has the units [off, end), which are aligned; what is beyond the limit is left out.
@@ -80,8 +100,8 @@ func (e *extents) add(off, end int64) {
 			e.missing--
 		}
 	default:
-		if to := e.have.NextAbsentValue(uint32(lo)); to < 0 || to >= hi && e.have.Contains(uint32(lo)) {
-			return // all there: an overwrite
+		if e.absent(lo, hi) == hi {
+			return // an overwrite
 		}
 		before := e.have.GetCardinality()
 		e.have.AddRange(uint64(lo), uint64(hi))
@@ -99,6 +119,3 @@ func (e *extents) cut(limit int64) {
 	e.have.RemoveRange(uint64(units), math.MaxUint32+1)
 	e.missing = units - int64(e.have.GetCardinality())
 }
-
-// present gives the number of bytes below the limit that the upper has, rounded to units.
-func (e *extents) present() int64 { return (unitsIn(e.limit, e.unit) - e.missing) * e.unit }

@@ -11,9 +11,12 @@ func TestExtentsAgainstABitmap(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	for range 300 {
+	for round := range 300 {
 		const unit = 4096
 		limit := rng.Int64N(300 * unit)
+		if round%10 == 0 {
+			limit = (150_000 + rng.Int64N(50_000)) * unit // several containers of the bitmap
+		}
 		e := newExtents(unit, limit)
 		have := make([]bool, unitsIn(limit, unit))
 		for range 40 {
@@ -22,14 +25,20 @@ func TestExtentsAgainstABitmap(t *testing.T) {
 				e.cut(limit)
 				have = have[:unitsIn(limit, unit)]
 			} else {
-				lo := rng.Int64N(310)
+				lo := rng.Int64N(unitsIn(limit, unit) + 10)
 				hi := lo + 1 + rng.Int64N(1+rng.Int64N(40))
+				switch rng.IntN(6) {
+				case 0:
+					hi = lo + rng.Int64N(100_000) + 1
+				case 1:
+					lo, hi = 65_536, 131_072+rng.Int64N(3)
+				}
 				e.add(lo*unit, hi*unit)
 				for u := lo; u < min(hi, int64(len(have))); u++ {
 					have[u] = true
 				}
 			}
-			checkExtents(t, e, have, limit)
+			checkExtents(t, rng, e, have, limit)
 			if t.Failed() {
 				return
 			}
@@ -37,7 +46,7 @@ func TestExtentsAgainstABitmap(t *testing.T) {
 	}
 }
 
-func checkExtents(t *testing.T, e *extents, have []bool, limit int64) {
+func checkExtents(t *testing.T, rng *rand.Rand, e *extents, have []bool, limit int64) {
 	t.Helper()
 	missing := int64(0)
 	for u, h := range have {
@@ -57,7 +66,7 @@ func checkExtents(t *testing.T, e *extents, have []bool, limit int64) {
 		if p.off != off || p.end <= off || p.end > size {
 			t.Fatalf("piece %+v at %d", p, off)
 		}
-		for at := p.off; at < p.end; at += e.unit / 2 {
+		for at := p.off; at < p.end; at += max(e.unit/2, e.unit/2*(rng.Int64N(1+(p.end-p.off)/e.unit/100))) {
 			want := at < limit && !have[at/e.unit]
 			if p.lower != want {
 				t.Fatalf("piece %+v: %d in the lower: %v", p, at, want)

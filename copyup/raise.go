@@ -38,7 +38,7 @@ func (r *raiser) run() error {
 			return err
 		}
 	}
-	partial := !empty && r.cloned < r.keep
+	partial := !empty && r.cloned < r.keep || r.f.opts.LooseNames && r.keep > 0
 	unit := r.f.opts.Unit
 	if partial && (unit == 0 || unitsIn(r.keep, unit) > maxUnits) {
 		if err := r.copyDurably(); err != nil {
@@ -54,7 +54,7 @@ func (r *raiser) run() error {
 	r.shape = Shape{Partial: partial, Limit: r.keep, Cut: r.keep < r.lower.size}
 	if partial {
 		r.ext = newExtents(unit, r.keep)
-		r.ext.add(0, r.cloned)
+		r.ext.add(0, r.ext.up(r.cloned))
 	}
 	return nil
 }
@@ -160,10 +160,10 @@ func (r *raiser) count() {
 	s.BytesCopied.Add(uint64(r.copied))
 	s.NotCopied.Add(-r.copied)
 	switch {
+	case r.cloned == r.keep && r.cloned > 0:
+		s.Reflinked.Add(1)
 	case r.shape.Partial:
 		s.Partial.Add(1)
-	case r.cloned > 0:
-		s.Reflinked.Add(1)
 	case r.keep == 0 && r.lower.limit > 0:
 		s.Avoided.Add(1)
 	}

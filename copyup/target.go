@@ -79,6 +79,10 @@ type Options struct {
 	Unit int64
 	// PartialAbove is the size in bytes up to which the whole file is copied at the first write fault.
 	PartialAbove int64
+	// LooseNames: a crash may leave a new upper's name and marks without its size and its extents, because an fsync of another
+	// file wrote them (btrfs). No file is then made plain before it was synced itself; who makes the Target gives an upper
+	// that is marked and has lost its size the lower's again.
+	LooseNames bool
 	// Volatile: never sync. A crash may lose or mix whatever was written; as in the kernel's overlayfs, such an upper must
 	// not be used again after one.
 	Volatile bool

@@ -86,6 +86,7 @@
 //	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
 //	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
+//	| differs_upper_that_lost_its_size             | size 0                                    | the lower's size and data (a crash on btrfs)  |
 //	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
 //	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |
 //

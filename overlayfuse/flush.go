@@ -34,7 +34,7 @@ type FlushStats struct {
 //
 // Errors: the first one, EINTR if ctx ended; the mount goes on as before, and a later FlushUpper goes on where this one ended.
 func (fs *FS) FlushUpper(ctx context.Context, opts FlushOptions) (FlushStats, error) {
-	f := &flusher{fs: fs, ctx: ctx, opts: opts, meter: opts.Meter}
+	f := &flusher{fs: fs, ctx: ctx, opts: opts, meter: opts.Meter, queue: flushQueue}
 	if fs.readOnly() {
 		return f.stats, nil
 	}
@@ -62,6 +62,7 @@ type flusher struct {
 	ctx   context.Context
 	opts  FlushOptions
 	meter *FlushMeter
+	queue int // the most inodes that wait at once
 	stats FlushStats
 }
 
@@ -235,4 +236,3 @@ func (f *flusher) dropIndexed(in *inode) error {
 	}
 	return f.fs.removeMark(fd, "nlink")
 }
-

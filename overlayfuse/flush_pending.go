@@ -10,7 +10,7 @@ import (
 
 const (
 	// completers is how many files a flush completes at once: each ends with an fsync, and those of several files share a wait.
-	completers = 8
+	completers = 32
 	// flushQueue is the most inodes that a flush holds while they wait: 1 to 2 KiB each. Of more, it makes another round.
 	flushQueue = 16 << 10
 )
@@ -36,7 +36,7 @@ func (f *flusher) complete() error {
 type pending struct {
 	f     *flusher
 	count bool                // the totals, also of what finds no room in queue
-	queue []lacking           // at most flushQueue
+	queue []lacking           // at most flusher.queue
 	more  bool                // there was no room
 	seen  map[objKey]struct{} // upper objects: a hard link has several names
 }
@@ -47,8 +47,13 @@ type lacking struct {
 }
 
 // add is a visitor. What the upper does not have lacks nothing.
+//
+// Errors: EIO for a file that is poisoned.
 func (p *pending) add(in, _ *inode, _ string) (into bool, err error) {
 	u := in.upper()
+	if file := in.file.Load(); u.exists && file != nil && file.Err() != nil {
+		return false, file.Err() // whatever its marks say
+	}
 	if !u.exists || u.data == dataHere {
 		return u.exists, nil
 	}
@@ -63,7 +68,7 @@ func (p *pending) add(in, _ *inode, _ string) (into bool, err error) {
 		}
 		return false, nil
 	}
-	room := len(p.queue) < flushQueue
+	room := len(p.queue) < f.queue
 	p.more = p.more || !room
 	if !p.count && !room {
 		return false, nil

@@ -109,6 +109,7 @@ func (fs *FS) openEngine() error {
 	if fs.engine.Unit == 0 {
 		fs.log.WithField("path", fs.layers.upper.path).Warn("the upper's file system does not tell data from holes: files are copied up whole")
 	}
+	fs.engine.LooseNames = fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
 	if !fs.readOnly() {
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
 
@@ -146,7 +148,7 @@ func (fs *FS) joinIndex(in *inode, mark []byte) error {
 	}
 	data, limit, err := dataHere, st.Size, error(nil)
 	if in.typ == unix.S_IFREG {
-		if data, limit, err = readData(p, fs.prefix, st.Size); err != nil {
+		if data, limit, err = fs.readUpperData(in.lower, p, &st); err != nil {
 			return fmt.Errorf("index entry %s: %w", name, err)
 		}
 	}
@@ -255,7 +257,7 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *u
 		return fmt.Errorf("read origin: %w", err)
 	}
 	if in.typ == unix.S_IFREG {
-		if err := fs.joinData(p, name, in, path, st.Size); err != nil {
+		if err := fs.joinData(p, name, in, path, st); err != nil {
 			return err
 		}
 	}
@@ -306,8 +308,8 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 }
 
 // joinData finds the lower data of a metacopy file.
-func (fs *FS) joinData(p *inode, name string, in *inode, path string, size int64) (err error) {
-	if in.up.data, in.up.limit, err = readData(path, fs.prefix, size); err != nil || in.up.data == dataHere {
+func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.Stat_t) (err error) {
+	if in.up.data, in.up.limit, err = readData(path, fs.prefix, st.Size); err != nil || in.up.data == dataHere {
 		return err
 	}
 	redirect, err := readRedirect(path, fs.prefix)
@@ -322,5 +324,37 @@ func (fs *FS) joinData(p *inode, name string, in *inode, path string, size int64
 		return fmt.Errorf("metacopy file without lower data: %w", unix.EIO)
 	}
 	in.lower = lower
-	return nil
+	in.up.data, in.up.limit, err = fs.readUpperData(lower, path, st)
+	return err
+}
+
+// readUpperData is readData for a file of the upper whose lower is known. One that has its marks and has lost its size in a crash gets
+// it back: see "Crash" of package copyup, btrfs.
+func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperData, int64, error) {
+	data, limit, err := readData(path, fs.prefix, math.MaxInt64)
+	if err != nil || data == dataHere || st.Size > 0 {
+		return data, min(limit, st.Size), err
+	}
+	size := min(limit, lower.st.Size)
+	if size == 0 || fs.readOnly() {
+		return data, 0, nil
+	}
+	fs.log.WithFields(logrus.Fields{"path": lower.path, "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
+	if err := resize(path, size, st); err != nil {
+		return data, 0, fmt.Errorf("give size %d back: %w", size, err)
+	}
+	return data, size, nil
+}
+
+// resize sets the size of a regular file (path as in procAt), and its times as st has them.
+func resize(path string, size int64, st *unix.Stat_t) error {
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return err
+	}
+	return timesFD(fd, st.Atim, st.Mtim)
 }

@@ -19,6 +19,9 @@
 // Unknown fields are ignored, so fields can be added. Descriptors may come with a frame as SCM_RIGHTS in a later
 // version; version 1 sends none. A client that hangs up cancels a request that waits its turn, and a flush.
 //
+// What can be asked: ping, mount, unmount, flush, list, inspect. The answers to the last two wait for no other request, so a
+// flush can be watched.
+//
 // # Locks
 //
 //	entry.turn      one operation at a time on one ID; held across system calls on layers and mounts

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bench is one run. It owns the scratch directory and every mount and process below it.
+type bench struct {
+	settings
+	ctx    context.Context // ends with SIGINT
+	base   string          // scratch directory
+	lowers map[string]*lower
+	mounts []*mounted
+	serial int // of the next mount's directory
+}
+
+// experiment is one workload on several systems.
+type experiment struct {
+	name    string
+	systems []system
+	// rounds of a system; nil is b.heavyRounds.
+	rounds   func(system) int
+	deadline time.Duration // of a child
+	lower    func() (*lower, error)
+	// measure runs the workload on a fresh mount and returns the quantities by the rows' keys.
+	measure func(m *mounted, round int) (values, error)
+	rows    []row // the first one is the time of the whole workload
+}
+
+// values are what one system showed in one round: seconds, bytes or plain numbers.
+type values map[string]float64
+
+// heavyRounds is the number of rounds of an experiment that takes minutes.
+func (b *bench) heavyRounds() int { return (b.rounds + 2) / 3 }
+
+// copyup runs the experiments that were asked for.
+func (b *bench) copyup() (*report, error) {
+	r := newReport(b)
+	for _, x := range b.experiments() {
+		if !b.only.MatchString(x.name) {
+			continue
+		}
+		s := r.section(x)
+		if err := b.experiment(x, s); err != nil {
+			return r, fmt.Errorf("%s: %w", x.name, err)
+		}
+		s.print(os.Stderr)
+	}
+	return r, nil
+}
+
+// experiment runs all rounds of x. A system that fails is noted, and left out of the remaining rounds.
+//
+// Errors: those of this program's own doing only, and that the run was interrupted.
+func (b *bench) experiment(x experiment, s *section) error {
+	fmt.Fprintf(os.Stderr, "%s\n", x.name)
+	low, err := x.lower()
+	if err != nil {
+		return err
+	}
+	rounds := func(y system) int {
+		if x.rounds == nil {
+			return b.heavyRounds()
+		}
+		return x.rounds(y)
+	}
+	for round := range b.rounds {
+		for i := range x.systems {
+			y := x.systems[(i+round)%len(x.systems)]
+			if round >= rounds(y) || s.Failures[y] != "" {
+				continue
+			}
+			v, err := b.sample(x, y, low, round)
+			if b.ctx.Err() != nil {
+				return b.ctx.Err()
+			}
+			if errors.Is(err, errLower) {
+				return err
+			}
+			s.add(y, v, err, x.deadline)
+		}
+	}
+	return nil
+}
+
+// sample runs x once on a fresh mount of y.
+func (b *bench) sample(x experiment, y system, low *lower, round int) (v values, err error) {
+	m, err := b.mount(y, low, x.deadline)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, b.discard(m)) }()
+	if err := b.settle(); err != nil {
+		return nil, err
+	}
+	if v, err = x.measure(m, round); err != nil {
+		return v, err
+	}
+	return v, low.unchanged()
+}
+
+// settle has all that is dirty on the scratch file system written back.
+func (b *bench) settle() error {
+	d, err := os.Open(b.base)
+	if err != nil {
+		return err
+	}
+	err = unix.Syncfs(int(d.Fd()))
+	return errors.Join(err, d.Close())
+}
+
+// close detaches what is still mounted, ends what still runs, and removes the scratch directory.
+func (b *bench) close() error {
+	var errs []error
+	for _, m := range slices.Clone(b.mounts) {
+		errs = append(errs, b.discard(m))
+	}
+	points, err := mountPoints()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, p := range points {
+		if strings.HasPrefix(p, b.base+"/") {
+			return errors.Join(append(errs, fmt.Errorf("%s is still mounted, %s is left there: %w", p, b.base, unix.EBUSY))...)
+		}
+	}
+	return errors.Join(append(errs, os.RemoveAll(b.base))...)
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitMissed = 1 // with -strict: a bound was missed, or an experiment failed
+	exitUsage  = 2
+	exitFailed = 3 // it could not measure
+)
+
+const usage = `usage: bench copyup|threshold [flags]; -h after either prints the flags`
+
+// settings are the flags.
+type settings struct {
+	overlayfuse string // the binary
+	options     string // further mount options of ours
+	dir         string // scratch directories are made in it
+	out         string // the tables go there too; "" is nowhere
+	quick       bool
+	strict      bool
+	list        bool
+	rounds      int // of a latency; heavy experiments have a third of them
+	only        *regexp.Regexp
+	deadline    time.Duration // of each child; 0 is the experiment's own
+}
+
+func main() {
+	// Servers and workers die with the thread that started them: let it be the one that lives as long as the process.
+	runtime.LockOSThread()
+	if len(os.Args) > 2 && os.Args[1] == "-worker" {
+		os.Exit(work(os.Args[2], os.Args[3:]))
+	}
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, usage)
+		os.Exit(exitUsage)
+	}
+	var run func(*bench) (*report, error)
+	switch os.Args[1] {
+	case "copyup":
+		run = (*bench).copyup
+	case "threshold":
+		run = (*bench).threshold
+	default:
+		fmt.Fprintln(os.Stderr, usage)
+		os.Exit(exitUsage)
+	}
+	os.Exit(command(os.Args[1], os.Args[2:], run))
+}
+
+func command(name string, args []string, run func(*bench) (*report, error)) int {
+	s, err := parse(name, args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		return exitUsage
+	case s.list:
+		for _, x := range (&bench{settings: s}).experiments() {
+			fmt.Println(x.name)
+		}
+		return exitOK
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	code, err := measure(ctx, name, s, run)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return exitFailed
+	}
+	return code
+}
+
+func measure(ctx context.Context, name string, s settings, run func(*bench) (*report, error)) (code int, err error) {
+	base, err := os.MkdirTemp(s.dir, "bench-")
+	if err != nil {
+		return 0, err
+	}
+	b := &bench{settings: s, ctx: ctx, base: base, lowers: map[string]*lower{}}
+	defer func() { err = errors.Join(err, b.close()) }()
+	r, err := run(b)
+	if r != nil {
+		err = errors.Join(err, r.write(name, s.out))
+	}
+	if err != nil {
+		return 0, err
+	}
+	if s.strict && r.missed() {
+		return exitMissed, nil
+	}
+	return exitOK, nil
+}
+
+func parse(name string, args []string) (settings, error) {
+	var s settings
+	flags := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
+	flags.StringVar(&s.overlayfuse, "overlayfuse", "bin/overlayfuse", "the `binary` of ours")
+	flags.StringVar(&s.options, "options", "", "further mount `options` of ours")
+	flags.StringVar(&s.dir, "dir", "/var/tmp", "`directory` for a scratch directory, which is removed at the end")
+	flags.StringVar(&s.out, "out", "", "write the tables and all samples into this `directory`")
+	flags.BoolVar(&s.quick, "quick", false, "smaller files, fewer rounds")
+	flags.BoolVar(&s.strict, "strict", false, "exit code 1 if a bound is missed")
+	flags.IntVar(&s.rounds, "rounds", 0, "rounds of a latency, a third of them for heavy experiments (default 10, -quick 3)")
+	flags.DurationVar(&s.deadline, "deadline", 0, "kill a workload after this `time` (default: as the experiment says)")
+	only := flags.String("only", "", "only the experiments whose names match this `regexp`")
+	if name == "copyup" {
+		flags.BoolVar(&s.list, "list", false, "print the names of the experiments")
+	}
+	if err := flags.Parse(args); err != nil {
+		return s, err
+	}
+	var err error
+	if s.only, err = regexp.Compile(*only); err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if err == nil {
+		s.overlayfuse, err = filepath.Abs(s.overlayfuse)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return s, err
+	}
+	if s.rounds <= 0 {
+		s.rounds = 10
+		if s.quick {
+			s.rounds = 3
+		}
+	}
+	return s, nil
+}

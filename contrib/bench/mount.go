@@ -1,0 +1,189 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is what a workload runs on.
+type system string
+
+const (
+	kernel        system = "kernel" // its overlayfs, with metacopy=off
+	fuseOverlayfs system = "fuse-overlayfs"
+	ours          system = "ours"
+	plain         system = "plain" // a copy of the lower directory
+)
+
+var (
+	overlays = []system{kernel, fuseOverlayfs, ours}
+	all      = []system{kernel, fuseOverlayfs, ours, plain}
+)
+
+// mounted is a system at work on a fresh upper directory.
+type mounted struct {
+	system system
+	lower  *lower
+	dir    string    // holds upper, work, the mount point and the server's log
+	server *exec.Cmd // nil: the kernel's, plain, or ended
+	exited chan ending
+}
+
+// root is the directory that the workload works in.
+func (m *mounted) root() string { return filepath.Join(m.dir, "mnt") }
+
+// upper is where what was written is found; in a plain directory that is the directory itself.
+func (m *mounted) upper() string {
+	if m.system == plain {
+		return m.root()
+	}
+	return filepath.Join(m.dir, "upper")
+}
+
+// mount puts y with an empty upper above low, and returns when it answers.
+func (b *bench) mount(y system, low *lower, deadline time.Duration) (*mounted, error) {
+	m := &mounted{system: y, lower: low, dir: filepath.Join(b.base, fmt.Sprintf("%d-%s", b.serial, y))}
+	b.serial++
+	b.mounts = append(b.mounts, m)
+	for _, d := range []string{"upper", "work", "mnt"} {
+		if err := os.MkdirAll(filepath.Join(m.dir, d), 0o755); err != nil {
+			return nil, errors.Join(err, b.discard(m))
+		}
+	}
+	var err error
+	if y == plain {
+		err = b.child(deadline, nil, exec.Command("cp", "-a", low.dir+"/.", m.root()))
+	} else {
+		err = b.attach(m)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", y, err), b.discard(m))
+	}
+	return m, nil
+}
+
+// attach mounts m's layers on its mount point.
+//
+// Preconditions: m is not mounted.
+func (b *bench) attach(m *mounted) error {
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", m.lower.dir, m.upper(), filepath.Join(m.dir, "work"))
+	switch m.system {
+	case plain:
+		return nil
+	case kernel:
+		return unix.Mount("overlay", m.root(), "overlay", 0, options+",metacopy=off")
+	case fuseOverlayfs:
+		return b.serve(m, exec.Command("fuse-overlayfs", "-f", "-o", options, m.root()))
+	default:
+		for _, o := range []string{b.options, partialOptions[m.system]} {
+			if o != "" {
+				options += "," + o
+			}
+		}
+		return b.serve(m, exec.Command(b.overlayfuse, "-f", "-o", options, m.root()))
+	}
+}
+
+// serve starts a FUSE server for m and returns when it answers.
+func (b *bench) serve(m *mounted, server *exec.Cmd) error {
+	log, err := os.Create(filepath.Join(m.dir, "log"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }() // the server has its own descriptor
+	server.Stdout, server.Stderr = log, log
+	server.SysProcAttr = childAttributes()
+	if err := server.Start(); err != nil {
+		return err
+	}
+	m.server, m.exited = server, make(chan ending, 1)
+	go func() { m.exited <- ending{server.Wait()} }()
+	for {
+		points, err := mountPoints()
+		if err != nil {
+			return err
+		}
+		if slices.Contains(points, m.root()) {
+			break
+		}
+		select {
+		case e := <-m.exited:
+			m.server = nil
+			said, _ := os.ReadFile(log.Name()) // only to explain the error at hand
+			return fmt.Errorf("%w: %s", errors.Join(e.err, unix.ENODEV), strings.TrimSpace(string(said)))
+		case <-b.ctx.Done():
+			return b.ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	_, err = b.worker(10*time.Second, m, "stat", m.root())
+	return err
+}
+
+// detach unmounts m and waits for its server to end. It may be called at any time.
+func (m *mounted) detach() error {
+	var err error
+	if m.system != plain {
+		err = unix.Unmount(m.root(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			err = nil // not mounted
+		}
+	}
+	if m.server == nil {
+		return err
+	}
+	select {
+	case <-m.exited:
+	case <-time.After(30 * time.Second): // it may have data to write back
+		m.kill()
+		<-m.exited
+	}
+	m.server = nil
+	return err
+}
+
+// kill ends m's server at once. The kernel then fails what still waits for it.
+func (m *mounted) kill() {
+	if m.server != nil {
+		_ = m.server.Process.Kill() // it may have ended already
+	}
+}
+
+// discard unmounts m and removes its upper.
+func (b *bench) discard(m *mounted) error {
+	if err := m.detach(); err != nil {
+		return fmt.Errorf("unmount %s: %w", m.root(), err)
+	}
+	points, err := mountPoints()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(points, m.root()) {
+		return fmt.Errorf("%s is still mounted: %w", m.root(), unix.EBUSY)
+	}
+	b.mounts = slices.DeleteFunc(b.mounts, func(o *mounted) bool { return o == m })
+	return os.RemoveAll(m.dir)
+}
+
+// mountPoints lists what this process sees mounted.
+func mountPoints() ([]string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 {
+			points = append(points, f[4]) // proc_pid_mountinfo(5); our paths need none of its escapes
+		}
+	}
+	return points, nil
+}

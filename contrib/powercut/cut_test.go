@@ -1,0 +1,158 @@
+package powercut_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// cutsPerLoad is how many cuts one load from a fresh disk gets.
+const cutsPerLoad = 6
+
+// forgetsWhiteouts are file systems that keep the new name of a file that was renamed and fsynced, and take its old name
+// away, but not the whiteout that the same RENAME_WHITEOUT left there: the lower file shows again. The kernel's overlayfs
+// has the same on them, and more: POWERCUT_BINARY=kernel POWERCUT_STRICT=1.
+var forgetsWhiteouts = map[string]bool{"btrfs": true}
+
+// fileSystems are those that are tested.
+func fileSystems() []string {
+	if s := os.Getenv(envFS); s != "" {
+		return strings.Split(s, ",")
+	}
+	return []string{"ext4", "xfs", "btrfs"}
+}
+
+// cut is one copy of the disk.
+type cut struct {
+	n             int
+	image         string
+	before, after int64 // when the copying began and when it had ended
+}
+
+// TestPowerCut cuts the power at random instants and compares what is left.
+func TestPowerCut(t *testing.T) {
+	needRoot(t)
+	c := theBinary(t)
+	for _, fstype := range fileSystems() {
+		t.Run(fstype, func(t *testing.T) {
+			began := time.Now()
+			h := newHost(t, fstype)
+			cuts, ops := count(t, envCuts, 12), 0
+			for n := 0; n < cuts && !t.Failed(); n += cutsPerLoad {
+				ops += h.powerCuts(t, c, n, min(cutsPerLoad, cuts-n))
+			}
+			t.Logf("%s: %d cuts, %d operations, %v", fstype, cuts, ops, time.Since(began).Round(time.Second))
+		})
+	}
+}
+
+// loadOptions are the mount options of the load that cut n is in: every other one copies each file in part.
+func loadOptions(c command, n int) string {
+	if c.partial && n/cutsPerLoad%2 == 1 {
+		return ",partial_above=0"
+	}
+	return ""
+}
+
+// powerCuts runs one load on a fresh disk, copies the disk meanwhile, and checks the copies after it.
+func (h *host) powerCuts(t *testing.T, c command, first, cuts int) (ops int) {
+	image := filepath.Join(h.root, "disk.img")
+	if err := clone(h.base, image); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.Remove(image) }() // with the host, otherwise
+	options := loadOptions(c, first)
+	var made []cut
+	var history [][]event
+	err := h.withDisk(image, func(disk string) error {
+		return h.withOverlay(c, disk, options, func(dir string) (err error) {
+			made, history, err = h.cutLoad(disk, dir, image, first, cuts)
+			return err
+		})
+	})
+	if err != nil {
+		t.Errorf("seed %d, cuts from %d on, options %q: the load: %v", h.seed, first, options, err)
+	}
+	for _, events := range history {
+		ops += len(events)
+	}
+	for _, cut := range made {
+		untouched := cut.image + ".untouched" // the check mounts the copy and so changes it
+		if os.Getenv(envKeep) != "" {
+			if err := clone(cut.image, untouched); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, w := range h.checkCut(c, cut, history, options) {
+			t.Errorf("%s=%d, %s, cut %d, options %q: %s", envSeed, h.seed, h.fstype, cut.n, options, w)
+		}
+		if t.Failed() {
+			h.keep(t, cut, untouched, history)
+		}
+		_ = os.Remove(untouched) // there is one only if it may be kept
+		if err := os.Remove(cut.image); err != nil {
+			t.Error(err)
+		}
+		if t.Failed() {
+			break
+		}
+	}
+	return ops
+}
+
+// cutLoad runs the workers on a mount and makes the copies.
+func (h *host) cutLoad(disk, dir, image string, first, cuts int) (made []cut, history [][]event, err error) {
+	r := rand.New(rand.NewPCG(h.seed, uint64(first)))
+	w := newWorld(h.seed, false, h.lower)
+	// Each load has other operations: their numbers are part of what they are made from.
+	l, err := startLoad(w.jobs(dir, firstOp*uint32(1+first), w.owner()))
+	if err != nil {
+		return nil, nil, err
+	}
+	stopKicks := kick(disk, r.Uint64())
+	for n := first; n < first+cuts && err == nil; n++ {
+		time.Sleep(time.Duration(50+r.IntN(700)) * time.Millisecond)
+		c := cut{n: n, image: filepath.Join(h.root, fmt.Sprintf("cut-%d.img", n)), before: now()}
+		if err = clone(image, c.image); err == nil {
+			c.after = now()
+			made = append(made, c)
+		}
+	}
+	stopKicks()
+	err = errors.Join(err, l.stop(forever))
+	return made, l.history(), err
+}
+
+// checkCut is what is wrong with one copy.
+func (h *host) checkCut(c command, cut cut, history [][]event, options string) (wrong []string) {
+	w := newWorld(h.seed, false, h.lower)
+	if forgetsWhiteouts[h.fstype] && os.Getenv(envStrict) == "" {
+		w.pristine = newWorld(h.seed, false, h.lower)
+	}
+	w.replay(history, cut.before, cut.after)
+	err := h.withDisk(cut.image, func(disk string) error {
+		if err := c.check(disk); err != nil {
+			wrong = append(wrong, err.Error())
+		}
+		found := tree{}
+		if err := h.withOverlay(c, disk, options, func(dir string) (err error) { found, err = readTree(dir); return err }); err != nil {
+			return err
+		}
+		names, _ := w.check(found)
+		wrong = append(wrong, names...)
+		lower, err := readTree(filepath.Join(disk, "lower"))
+		if err == nil {
+			wrong = append(wrong, checkLower(h.seed, h.lower, lower)...)
+		}
+		return err
+	})
+	if err != nil {
+		wrong = append(wrong, err.Error())
+	}
+	return wrong
+}

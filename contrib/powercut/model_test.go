@@ -1,0 +1,179 @@
+package powercut_test
+
+import (
+	"maps"
+	"slices"
+)
+
+// extent is a range of sizes that a file may have, both ends included.
+type extent struct{ lo, hi int64 }
+
+// file is what is known of one file: what a caller sees now, and what may be found after the cut.
+type file struct {
+	id    uint32
+	cur   spans // complete up to forever: zeros are behind the end
+	size  int64
+	mode  uint32
+	disk  spans
+	sizes []extent
+	modes map[uint32]bool
+
+	unborn bool // its creation may not be on the disk
+	ended  bool // it was removed or replaced, which may be on the disk
+}
+
+// world is what may be found after a cut.
+type world struct {
+	seed    uint64
+	lasting bool // the server is cut, not the power: what is done is kept
+	files   map[uint32]*file
+	names   map[string]map[uint32]bool // which files may have a name; 0: none
+	// pristine is the lower directory, if a name that was taken away may show it again; nil: it may not.
+	pristine *world
+	tags     []source // everything that was ever written, to say what a wrong byte is
+}
+
+func newWorld(seed uint64, lasting bool, lower []lowerFile) *world {
+	w := &world{seed: seed, lasting: lasting, files: map[uint32]*file{}, names: map[string]map[uint32]bool{}}
+	for _, l := range lower {
+		f := &file{id: l.id, size: l.size, mode: lowerMode}
+		f.cur = spans{{0, forever, source{}}}
+		for _, d := range l.data {
+			f.cur = f.cur.only(d.lo, d.hi, d.src)
+		}
+		f.settle()
+		w.files[l.id] = f
+		w.names[l.name] = map[uint32]bool{l.id: true}
+		w.tags = append(w.tags, source{file: l.id})
+	}
+	return w
+}
+
+// settle makes what a caller sees the only thing that may be found.
+func (f *file) settle() {
+	f.settleData()
+	f.modes = map[uint32]bool{f.mode: true}
+}
+
+func (f *file) settleData() {
+	f.disk = slices.Clone(f.cur)
+	f.sizes = []extent{{f.size, f.size}}
+}
+
+func (f *file) write(lo, hi int64, src source) {
+	f.disk = f.disk.with(lo, hi, src)
+	f.cur = f.cur.only(lo, hi, src)
+	if hi > f.size {
+		// The zeros between the old end and the new one are known already. A file system may record the new size, or one
+		// on the way to it, before the data.
+		f.sizes = append(f.sizes, extent{f.size, hi})
+		f.size = hi
+	}
+}
+
+func (f *file) truncate(size int64) {
+	f.disk = f.disk.with(size, forever, source{})
+	f.cur = f.cur.only(size, forever, source{})
+	f.sizes = append(f.sizes, extent{size, size})
+	f.size = size
+}
+
+// apply adds an operation. Not done: it may have happened, wholly or in part, and its worker did nothing after it.
+func (w *world) apply(o op, done bool) {
+	kept := done && w.lasting
+	f := w.files[o.File]
+	if o.Kind == opCreate {
+		f = &file{id: o.File, mode: lowerMode, cur: spans{{0, forever, source{}}}, unborn: !kept}
+		f.settle()
+		w.files[o.File] = f
+	}
+	src := source{o.File, o.N}
+	old := f.size
+	lo, hi := o.Off, o.Off+o.Len // what the operation decides
+	switch o.Kind {
+	case opWrite, opStore:
+		f.write(lo, hi, src)
+		lo = min(lo, old)
+	case opTruncate:
+		f.truncate(o.Len)
+		lo, hi = min(old, o.Len), forever
+	case opRewrite:
+		f.truncate(0)
+		f.write(0, o.Len, src)
+		lo, hi = 0, forever
+	case opPunch:
+		f.disk = f.disk.with(lo, hi, source{})
+		f.cur = f.cur.only(lo, hi, source{})
+	case opChmod:
+		f.mode = o.Mode
+		f.modes[o.Mode] = true
+	case opFsync, opFdatasync:
+		if done {
+			f.settleData()
+		}
+		if done && o.Kind == opFsync {
+			f.settle()
+		}
+	case opRename, opUnlink, opCreate:
+		w.name(o, kept)
+	}
+	if o.Kind == opWrite || o.Kind == opStore || o.Kind == opRewrite {
+		w.tags = append(w.tags, src)
+	}
+	if o.Kind == opStore {
+		// Its size is as it was. msync promises its own range only.
+		if done && o.Sync {
+			f.disk = f.disk.settled(f.cur, lo, hi)
+		}
+	} else if kept {
+		f.disk = f.disk.settled(f.cur, lo, hi)
+		f.sizes = []extent{{f.size, f.size}}
+		f.modes = map[uint32]bool{f.mode: true}
+	}
+}
+
+// name adds what an operation does to names.
+func (w *world) name(o op, kept bool) {
+	may := func(name string, id uint32) {
+		if kept {
+			w.names[name] = map[uint32]bool{}
+		} else if w.names[name] == nil {
+			w.names[name] = map[uint32]bool{0: true}
+		}
+		w.names[name][id] = true
+	}
+	switch o.Kind {
+	case opCreate:
+		may(o.Name, o.File)
+	case opUnlink:
+		may(o.Name, 0)
+		w.files[o.File].ended = true
+	case opRename:
+		may(o.Name, 0)
+		may(o.To, o.File)
+		if o.Over != 0 {
+			w.files[o.Over].ended = true
+		}
+	default: // the rest change no name
+	}
+}
+
+// resolve makes what was found, and its explanation, the state from which a caller goes on.
+func (w *world) resolve(found tree, owner map[string]uint32) {
+	for name := range w.names {
+		w.names[name] = map[uint32]bool{owner[name]: true}
+	}
+	ids := map[uint32]bool{}
+	for name, id := range owner {
+		f := w.files[id]
+		f.cur = slices.Clone(f.disk)
+		f.size, f.mode = found[name].Size, found[name].Mode
+		f.sizes, f.modes = []extent{{f.size, f.size}}, map[uint32]bool{f.mode: true}
+		f.unborn, f.ended = false, false
+		// Behind the end is nothing, whatever an operation that may not have happened put there.
+		f.cur = f.cur.only(f.size, forever, source{})
+		f.disk = slices.Clone(f.cur)
+		ids[id] = true
+	}
+	maps.DeleteFunc(w.files, func(id uint32, _ *file) bool { return !ids[id] })
+}
