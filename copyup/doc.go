@@ -134,11 +134,17 @@
 //	    fs/xfs/xfs_aops.c:xfs_end_io(); btrfs enters an extent when its ordered extent is finished
 //	    (fs/btrfs/inode.c:btrfs_finish_one_ordered()). ext4 mounted data=writeback without delayed allocation does not
 //	    promise that, for no file.
+//	  - btrfs does not keep 1 before 2 together: an fsync of another file or of a directory may log a new name with the inode's
+//	    xattrs, and with size 0 (found by contrib/powercut). Such an upper has its mark, as Options.LooseNames keeps every mark
+//	    until the file was synced itself, and is given its size back when it is looked up: a marked upper of size 0 over a
+//	    lower with data, and without a limit of 0, is never meant. A truncation to 0 of which only the size is on the disk
+//	    looks the same, and is undone.
 //	  - 4: a crash between size and limit leaves a size below the limit; min(size, limit) is what a reader of the upper takes. Nobody lets
 //	    the file grow before the limit is stored (limitDue), in the same journal, so before the larger size.
 //	  - 5 waits with fsync(2) for the data, and the removal of the mark is a later transaction: it cannot be on the disk without it. That
 //	    it is not waited for does not matter: with the mark, a complete file reads the same.
-//	  - FICLONE shares blocks that are on the disk already, by metadata alone: such a file is complete without a wait.
+//	  - FICLONE shares blocks that are on the disk already, by metadata alone: such a file is complete without a wait (on btrfs
+//	    it is marked until it was synced).
 //	  - fsync of a partial file makes name, marks and limit durable as well: the first one after a copy-up is fsync(2), never
 //	    fdatasync(2) alone, which may skip them (named).
 //	  - A kill of the process loses nothing that a write returned for: marks, sizes and data are in the kernel.
