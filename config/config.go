@@ -22,6 +22,7 @@ type Config struct {
 
 	Log    Log    `toml:"log"`
 	Mount  Mount  `toml:"mount"`
+	Commit Commit `toml:"commit"`
 	Server Server `toml:"server"`
 }
 
@@ -37,6 +38,17 @@ type Mount struct {
 	Options []Option `toml:"options"`
 	// Views says how read-only snapshots of several layers are mounted.
 	Views Views `toml:"views"`
+}
+
+// Commit is how a container's snapshot becomes a layer.
+type Commit struct {
+	// Metacopy says what becomes of files whose metadata alone was changed.
+	Metacopy Metacopy `toml:"metacopy"`
+}
+
+// KeepMetacopy tells whether files whose metadata alone was changed are committed without data.
+func (c *Config) KeepMetacopy() bool {
+	return c.Commit.Metacopy == MetacopyKeep || c.Commit.Metacopy == MetacopyAuto && !c.UpperdirLabel
 }
 
 // Server is the mount server, the process "overlayfuse serve".
@@ -59,6 +71,7 @@ func Default() Config {
 		UsageTTL: Duration{10 * time.Second},
 		Log:      Log{Level: Level{logrus.InfoLevel}, Format: FormatText},
 		Mount:    Mount{Options: []Option{}, Views: ViewsAuto},
+		Commit:   Commit{Metacopy: MetacopyAuto},
 		Server: Server{
 			Socket:       Socket{"/run/overlayfuse/control.sock"},
 			Autostart:    true,

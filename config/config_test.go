@@ -21,7 +21,7 @@ func TestExampleSaysWhatDefaultSays(t *testing.T) {
 // TestExampleNamesEveryKey: with all its values removed from Default, the example alone gives them back.
 func TestExampleNamesEveryKey(t *testing.T) {
 	for _, key := range []string{"root", "address", "upperdir_label", "usage_ttl", "level", "format", "options", "views",
-		"socket", "autostart", "command", "start_timeout"} {
+		"metacopy", "socket", "autostart", "command", "start_timeout"} {
 		require.Contains(t, Example, "\n"+key+" = ", key)
 	}
 }
@@ -56,6 +56,8 @@ format = "json"
 [mount]
 options = ["noacl", "volatile"]
 views = "fuse"
+[commit]
+metacopy = "complete"
 [server]
 socket = "/run/b.sock"
 autostart = false
@@ -66,8 +68,9 @@ start_timeout = "3s"
 	require.NoError(t, err)
 	require.Equal(t, Config{
 		Root: Path{"/srv/snapshots"}, Address: Socket{"/run/a.sock"}, UpperdirLabel: true, UsageTTL: Duration{90 * time.Second},
-		Log:   Log{Level: Level{logrus.DebugLevel}, Format: FormatJSON},
-		Mount: Mount{Options: []Option{{"noacl"}, {"volatile"}}, Views: ViewsFUSE},
+		Log:    Log{Level: Level{logrus.DebugLevel}, Format: FormatJSON},
+		Mount:  Mount{Options: []Option{{"noacl"}, {"volatile"}}, Views: ViewsFUSE},
+		Commit: Commit{Metacopy: MetacopyComplete},
 		Server: Server{Socket: Socket{"/run/b.sock"}, Command: []string{"/opt/overlayfuse", "serve"},
 			StartTimeout: Duration{3 * time.Second}},
 	}, c)
@@ -100,6 +103,8 @@ func TestFaultsNameFileLineAndKey(t *testing.T) {
 		{"[log]\nformat = \"xml\"", "log.format", "not a log format"},
 		{"[mount]\nviews = \"overlay\"", "mount.views", "not a kind of view"},
 		{"[mount]\noptions = [\"upperdir=/x\"]", "mount.options", "set by the snapshotter"},
+		{"[mount]\noptions = [\"userxattr\"]", "mount.options", "trusted.overlay"},
+		{"[commit]\nmetacopy = \"yes\"", "commit.metacopy", "auto, keep or complete"},
 		{"[mount]\noptions = [\"a,b\"]", "mount.options", "comma"},
 		{"[mount]\noptions = [\"\"]", "mount.options", "no name"},
 		{"[server]\nautostart = \"yes\"", "server.autostart", ""},
@@ -138,6 +143,21 @@ func TestFaultsBetweenValues(t *testing.T) {
 	require.ErrorContains(t, err, "address and server.socket are both /run/s")
 	_, err = Parse("f", []byte("[server]\nstart_timeout = \"0s\"\n"))
 	require.ErrorContains(t, err, "server.start_timeout is 0")
+}
+
+// TestAutoKeepsMetacopyWhereEveryReaderFollowsIt: not where the label shows the directory itself.
+func TestAutoKeepsMetacopyWhereEveryReaderFollowsIt(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                  true,
+		"upperdir_label = true":             false,
+		"[commit]\nmetacopy = \"complete\"": false,
+		"[commit]\nmetacopy = \"keep\"":     true,
+		"upperdir_label = true\n[commit]\nmetacopy = \"keep\"": true,
+	} {
+		c, err := Parse("f", []byte(text))
+		require.NoError(t, err)
+		require.Equal(t, want, c.KeepMetacopy(), text)
+	}
 }
 
 func TestMissingFile(t *testing.T) {

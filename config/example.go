@@ -29,6 +29,24 @@ options = []
 # Read-only snapshots of several layers: "auto" uses the kernel's overlayfs where it shows them right, "fuse" never does.
 views = "auto"
 
+# The copy-up engine is set by options, too: options = ["partial_above=1M", "complete_rate=0"]. Sizes are bytes, or have K, M or G
+# (1024 times each); a time or rate of 0 turns the thing off. They hold for the next mount of a container. Each with its default:
+#   partial_above=128K     a lower file of more bytes is copied at a write only where it is written, a smaller one as a whole
+#   upper_cache=256M       how much that uppers have in the page cache, beside the mount's own, may stay there before drop_after
+#   drop_after=10s         and how long it may stay at most
+#   settle_after=45s       how long a file whose last block has arrived rests before it is made durable and plain
+#   complete_above=50      percentage of a partial file that must be there for a hot one to be completed
+#   complete_hot=10s       how long a file must be written again and again to be hot
+#   complete_rate=64M      bytes per second that completions of a mount copy
+#   complete_workers=2     files of a mount that are completed at a time
+
+[commit]
+# Files of which a container changed owner, mode, times or name alone have no data of their own. "complete": a commit copies it.
+# "keep": they stay so, marked as the kernel's overlayfs does (metacopy); commits are fast and layers small, and whoever
+# mounts such a layer needs this snapshotter, or metacopy=on. "auto": "keep", unless upperdir_label = true shows the
+# directory to readers that know nothing of it. Files with some data of their own are always completed.
+metacopy = "auto"
+
 [server]
 # Control socket of the mount server, "overlayfuse serve". It is a process of its own: the mounts live in it,
 # and go on while this daemon is stopped, killed or replaced.

@@ -139,12 +139,38 @@ func (w *Views) UnmarshalText(text []byte) error {
 	return fmt.Errorf("%q is not a kind of view: auto or fuse", text)
 }
 
+// Metacopy says what becomes of files, at a commit, whose metadata alone was changed.
+type Metacopy struct{ name string }
+
+func (m Metacopy) String() string { return m.name }
+
+// What becomes of files whose metadata alone was changed.
+var (
+	// MetacopyAuto keeps them without data where every reader of the layer finds it.
+	MetacopyAuto = Metacopy{"auto"}
+	// MetacopyKeep keeps them without data.
+	MetacopyKeep = Metacopy{"keep"}
+	// MetacopyComplete copies their data.
+	MetacopyComplete = Metacopy{"complete"}
+)
+
+// UnmarshalText reads auto, keep or complete.
+func (m *Metacopy) UnmarshalText(text []byte) error {
+	switch v := (Metacopy{string(text)}); v {
+	case MetacopyAuto, MetacopyKeep, MetacopyComplete:
+		*m = v
+		return nil
+	}
+	return fmt.Errorf("%q is not a way with metadata-only files: auto, keep or complete", text)
+}
+
 // Option is one option of the mount server, as after -o.
 type Option struct{ text string }
 
 func (o Option) String() string { return o.text }
 
-// UnmarshalText refuses an empty option, one with a comma, and those that the snapshotter sets itself.
+// UnmarshalText refuses an empty option, one with a comma, and those that the snapshotter sets itself or
+// cannot have.
 func (o *Option) UnmarshalText(text []byte) error {
 	name, _, _ := strings.Cut(string(text), "=")
 	switch {
@@ -156,6 +182,8 @@ func (o *Option) UnmarshalText(text []byte) error {
 	switch name {
 	case "lowerdir", "upperdir", "workdir", "ro", "rw", "fsname":
 		return fmt.Errorf("mount option %q is set by the snapshotter", text)
+	case "userxattr":
+		return fmt.Errorf("mount option %q: the marks of layers are trusted.overlay attributes", text)
 	}
 	o.text = string(text)
 	return nil

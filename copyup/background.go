@@ -8,9 +8,11 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// BackgroundConfig bounds what is done in the background. The zero value of a field turns that part off.
+// BackgroundConfig bounds what is done in the background. The zero value of a time, of CompleteAbove or of CompleteRate turns that
+// part off.
 type BackgroundConfig struct {
-	// CacheBytes is how many bytes that were read from or written to uppers may stay in the page cache before DropAfter.
+	// CacheBytes is how many bytes that were read from or written to uppers may stay in the page cache before DropAfter; 0: none
+	// for longer than a tick.
 	CacheBytes int64
 	// DropAfter is how long pages of an upper stay in the cache at most after their use. Writeback of dirty ones begins then.
 	DropAfter time.Duration

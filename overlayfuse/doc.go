@@ -15,7 +15,9 @@
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
 //	target.go file.go ioctl.go   a regular file's data; iomode.go: in which mode it is opened
 //	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go caller.go   the operations
-//	index.go flush.go      hard links of lower files; an upper made fit to be a lower
+//	index.go flush*.go     hard links of lower files; an upper made fit to be a lower
+//	inspect.go             what a mount says of itself
+//	fsck*.go               an upper that is not mounted, checked and repaired
 //
 // # Terms
 //
@@ -58,8 +60,8 @@
 //
 // # Crash
 //
-// A new object, a copied-up one and a copied-up file's data are made in work/work and get their name, or lose the metacopy mark,
-// in one step. What is left in work/work is removed at the next mount. The count of names of an indexed file (index.go) may be too large
+// A new object and a copied-up one are made in work/work and get their name in one step. A copied-up file has no data then, and says so by
+// its marks (marks.go); what its data needs of their order is argued in package copyup. What is left in work/work is removed at the next mount. The count of names of an indexed file (index.go) may be too large
 // after a crash, never too small.
 //
 // # Deviations from the kernel's overlayfs
@@ -103,6 +105,5 @@
 //
 // # What it is not
 //
-// It knows nothing of containers and snapshots. It does not use FUSE passthrough yet, nor the writeback cache; it does not copy parts
-// of files yet. User namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
+// It knows nothing of containers and snapshots. It does not use FUSE passthrough yet, nor the writeback cache. User namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
 package overlayfuse

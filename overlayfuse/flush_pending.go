@@ -10,7 +10,7 @@ import (
 
 const (
 	// completers is how many files a flush completes at once: each ends with an fsync, and those of several files share a wait.
-	completers = 32
+	completers = 16
 	// flushQueue is the most inodes that a flush holds while they wait: 1 to 2 KiB each. Of more, it makes another round.
 	flushQueue = 16 << 10
 )

@@ -40,7 +40,8 @@ type FlushMeter struct {
 
 // Read gives the progress of this moment.
 func (m *FlushMeter) Read() FlushProgress {
-	p := FlushProgress{Files: m.files.Load(), FilesTotal: m.filesTotal.Load(), Bytes: m.bytes.Load(), BytesTotal: m.bytesTotal.Load()}
+	p := FlushProgress{Files: m.files.Load(), FilesTotal: m.filesTotal.Load(),
+		Bytes: m.bytes.Load(), BytesTotal: m.bytesTotal.Load()}
 	if phase := m.phase.Load(); phase != nil {
 		p.Phase = *phase
 	}

@@ -12,8 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Commit makes an active snapshot a layer: complete, durable (but for an extraction, whose durability is containerd's
-// choice) and never changing again.
+// Commit makes an active snapshot a layer: complete (see doc.go, "Metacopy"), durable (but for an extraction, whose durability is
+// containerd's choice) and never changing again.
+//
+// What takes long is the flush: the mount server logs its progress, and "overlayfuse inspect" shows it. It ends with ctx, and the
+// next Commit goes on where it ended.
 //
 // A mount that is still bound somewhere is made read-only first, for every bind of it, and stays so. If a file in it is open
 // for writing, Commit fails: what is written later could only be lost or change a committed layer.
@@ -158,7 +161,7 @@ func (c *commit) finish(ctx context.Context) error {
 func (c *commit) flush(ctx context.Context) error {
 	switch c.way {
 	case wayFUSE:
-		if err := c.s.cfg.Mounter.Flush(ctx, c.spec); err != nil {
+		if err := c.s.cfg.Mounter.Flush(ctx, c.spec, FlushOptions{KeepMetacopy: c.s.cfg.KeepMetacopy}); err != nil {
 			return fmt.Errorf("flush: %w", err)
 		}
 	case wayBind:
@@ -168,27 +171,36 @@ func (c *commit) flush(ctx context.Context) error {
 	return nil
 }
 
-// scanComplete scans the layer, which afterwards holds no metacopy file. containerd's applier makes none (it refuses trusted
-// attributes in archives), but whoever mounts an extraction or a bind as root can.
+// scanComplete scans the layer, which afterwards holds no partial file, and metacopy files only if a container may leave them.
+// containerd's applier makes neither (it refuses trusted attributes in archives), but whoever mounts an extraction or a bind as
+// root can.
 //
 // Errors: errdefs.ErrFailedPrecondition, with the file that stayed incomplete.
 func (c *commit) scanComplete(ctx context.Context) (*layerScan, error) {
 	scan, err := scanLayer(ctx, c.s.root.layer(c.r.id), true)
-	if err != nil || !scan.marks.Metacopy {
+	if err != nil || c.incomplete(scan) == "" {
 		return scan, err
 	}
 	if c.way != wayFUSE {
-		if err := c.s.cfg.Mounter.Flush(ctx, c.spec); err != nil {
-			return nil, fmt.Errorf("complete %s: %w", scan.metacopy, err)
+		if err := c.s.cfg.Mounter.Flush(ctx, c.spec, FlushOptions{}); err != nil {
+			return nil, fmt.Errorf("complete %s: %w", c.incomplete(scan), err)
 		}
 		if scan, err = scanLayer(ctx, c.s.root.layer(c.r.id), true); err != nil {
 			return nil, err
 		}
 	}
-	if scan.marks.Metacopy {
-		return nil, fmt.Errorf("%s has no data of its own after the flush: %w", scan.metacopy, errdefs.ErrFailedPrecondition)
+	if file := c.incomplete(scan); file != "" {
+		return nil, fmt.Errorf("%s has not all of its data after the flush: %w", file, errdefs.ErrFailedPrecondition)
 	}
 	return scan, nil
+}
+
+// incomplete is a file that must not be committed as it is; empty if there is none.
+func (c *commit) incomplete(scan *layerScan) string {
+	if c.way == wayFUSE && c.s.cfg.KeepMetacopy {
+		return scan.partial
+	}
+	return scan.metacopy
 }
 
 // dropWork takes the work directory of a committed snapshot away. If it is not empty, it gets a garbage name, which is returned.

@@ -21,7 +21,29 @@
 // layer, which has an empty directory below it. A view gets the cheapest mount that shows its layers right: a bind of a layer
 // that is nothing but plain files, else the kernel's overlayfs following redirects, else FUSE.
 //
-// No committed layer has a metacopy file: Commit makes the upper complete and then looks at every file. Redirects stay.
+// # Metacopy
+//
+// Of a file whose mode, owner, times or name alone a container changed, the upper has no data. With Config.KeepMetacopy it is
+// committed so, in the kernel's own format (trusted.overlay.metacopy, and redirect after a rename or link); without, Commit
+// copies the data. A partial file, which has some of its data, is always completed: nobody else could read it. Commit looks at
+// every file after the flush and refuses what it should not find. Redirects always stay.
+//
+// Who reads a committed layer, and what a kept metacopy file is to them:
+//
+//	reader                                          metacopy file
+//	a container on it, by FUSE                      followed
+//	a view of it, what containerd's differ walks    followed: mounted by FUSE then (wayOf), not by the kernel
+//	an extraction on it                             followed: mounted by FUSE then, so without the applier's fast path
+//	the kernel's overlayfs with metacopy=on         followed
+//	whoever goes to the directory itself            a hole of the right size. Config.UpperdirLabel invites to that
+//
+// The parents that have the data cannot go before the layer: containerd's metadata refuses to remove a parent.
+//
+// The configuration's default, "auto", keeps them unless UpperdirLabel is on. "complete" was the other candidate: views of its
+// layers are mounted by the kernel, which reads them faster, and cp(1) can copy them. But a "chown -R" of an image in one
+// build step would make its commit as slow as copying the image, and its layer as large as the image: what this snapshotter is
+// there to spare. What a kept file costs its readers is a mount by FUSE, which every container here has anyway. Who commits
+// seldom and reads often can have "complete"; a layer that was committed before stays what it is either way.
 //
 // # Commit
 //
@@ -46,7 +68,7 @@
 //	 mount                         a session of a live snapshot      kept; Mounts finds it
 //	Commit
 //	 mount read-only               active, but read-only             reconcile, Mounts
-//	 flush, marks.json             active, complete                  nothing to do: the next Commit does it again
+//	 flush, marks.json             active, flushed                   nothing to do: the next Commit does it again
 //	 end of transaction            committed, but mounted            reconcile
 //	 unmount, drop work            work of a committed snapshot      Cleanup
 //	Remove

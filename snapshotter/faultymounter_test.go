@@ -29,11 +29,11 @@ func (f *faultyMounter) Unmount(ctx context.Context, id string) error {
 	return f.Mounter.Unmount(ctx, id)
 }
 
-func (f *faultyMounter) Flush(ctx context.Context, spec MountSpec) error {
+func (f *faultyMounter) Flush(ctx context.Context, spec MountSpec, opts FlushOptions) error {
 	if err := f.ask("Flush", spec); err != nil {
 		return err
 	}
-	return f.Mounter.Flush(ctx, spec)
+	return f.Mounter.Flush(ctx, spec, opts)
 }
 
 func (f *faultyMounter) Mounted(ctx context.Context) ([]MountSpec, error) {

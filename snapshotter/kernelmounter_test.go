@@ -59,7 +59,7 @@ func (k *kernelMounter) Unmount(_ context.Context, id string) error {
 	return detach(id)
 }
 
-func (k *kernelMounter) Flush(_ context.Context, spec MountSpec) error {
+func (k *kernelMounter) Flush(_ context.Context, spec MountSpec, _ FlushOptions) error {
 	return syncFileSystem(spec.Upper)
 }
 

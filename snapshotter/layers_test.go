@@ -280,7 +280,7 @@ func TestMetacopyInAnExtractionIsNeverCommitted(t *testing.T) {
 		}
 		err = b.s.Commit(b.ctx, "two", key)
 		require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
-		require.ErrorContains(t, err, "f has no data of its own")
+		require.ErrorContains(t, err, "f has not all of its data")
 		require.Equal(t, 1, flushed, "it was asked to be completed")
 		require.Equal(t, snapshots.KindActive, b.kind(key))
 

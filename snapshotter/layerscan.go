@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,8 @@ type layerScan struct {
 
 	usage    snapshots.Usage
 	marks    layerMarks
-	metacopy string // the first metacopy file, relative to the layer
+	metacopy string // the first file with trusted.overlay.metacopy, relative to the layer
+	partial  string // the first one of them that the kernel's overlayfs cannot follow
 
 	seen map[inodeKey]struct{}
 	buf  []byte
@@ -132,12 +134,28 @@ func (w *layerScan) inode(st *unix.Stat_t, proc, rel string) error {
 			w.marks.Redirects = true
 		case "metacopy":
 			w.marks.Metacopy = true
-			if w.metacopy == "" {
-				w.metacopy = rel
+			w.metacopy = cmp.Or(w.metacopy, rel)
+			partial, err := isPartial(proc)
+			if err != nil {
+				return &os.PathError{Op: "read attribute of", Path: rel, Err: err}
+			}
+			if partial {
+				w.partial = cmp.Or(w.partial, rel)
 			}
 		}
 	}
 	return nil
+}
+
+// isPartial tells a file some of whose data is its own and some below: its overlay.metacopy is not the kernel's, which is empty
+// or has four bytes and more.
+// Compare: fs/overlayfs/util.c:ovl_check_metacopy_xattr() (Linux 6.18); overlayfuse/marks.go.
+func isPartial(proc string) (bool, error) {
+	n, err := unix.Lgetxattr(proc, overlayXattr+"metacopy", nil)
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOENT) { // taken away meanwhile
+		return false, nil
+	}
+	return 0 < n && n < 4, err
 }
 
 // xattrs lists the names of a file's attributes; the result is good until the next call.

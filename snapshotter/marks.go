@@ -20,7 +20,7 @@ type layerMarks struct {
 	Attributes bool `json:"attributes"`
 	// Redirects: trusted.overlay.redirect.
 	Redirects bool `json:"redirects"`
-	// Metacopy: files whose data is in a lower layer. Commit leaves none; layers made by others may have some.
+	// Metacopy: files whose data is in a lower layer. See doc.go, "Metacopy".
 	Metacopy bool `json:"metacopy"`
 }
 

@@ -48,10 +48,14 @@ func (m *MountServer) Unmount(ctx context.Context, id string) error {
 	})
 }
 
-// Flush implements Mounter.
-func (m *MountServer) Flush(ctx context.Context, spec MountSpec) error {
+// Flush implements Mounter. While it lasts, the server logs its progress and "overlayfuse inspect" shows it.
+func (m *MountServer) Flush(ctx context.Context, spec MountSpec, opts FlushOptions) error {
 	return m.call(ctx, func(c *control.Client) error {
-		stats, err := c.Flush(ctx, control.Spec(spec))
+		flush := c.Flush
+		if opts.KeepMetacopy {
+			flush = c.FlushKeepingMetacopy
+		}
+		stats, err := flush(ctx, control.Spec(spec))
 		if err == nil {
 			m.Log.WithField("id", spec.ID).Debugf("flushed: %+v", stats)
 		}

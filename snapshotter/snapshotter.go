@@ -24,6 +24,8 @@ type Config struct {
 	Mounter Mounter
 	// MountOptions are passed to Mounter for every mount.
 	MountOptions []string
+	// KeepMetacopy lets files of which a container changed metadata alone be committed without data: see doc.go, "Metacopy".
+	KeepMetacopy bool
 	// UpperdirLabel shows the upper directory of each snapshot as a label, as containerd's overlayfs can.
 	UpperdirLabel bool
 	// UsageTTL is how long a measurement of an active snapshot is answered again.

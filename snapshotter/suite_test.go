@@ -57,6 +57,11 @@ func TestSuiteOnFUSEWithFUSEViews(t *testing.T) {
 	testsuite.SnapshotterSuite(t, suiteName, suiteOn(t, startTestServer(t).mounter(t), func(c *Config) { c.ViewsFUSE = true }))
 }
 
+// TestSuiteOnFUSEKeepingMetacopy: also with layers whose files have their data below.
+func TestSuiteOnFUSEKeepingMetacopy(t *testing.T) {
+	testsuite.SnapshotterSuite(t, suiteName, suiteOn(t, startTestServer(t).mounter(t), func(c *Config) { c.KeepMetacopy = true }))
+}
+
 // TestOracleFailsRenameWithoutRedirects: the one case that the kernel's overlayfs fails as it is usually mounted is "Rename",
 // for the rename of a directory of a lower layer; the suite exempts "overlayfs" from it by that name.
 func TestOracleFailsRenameWithoutRedirects(t *testing.T) {

@@ -108,6 +108,7 @@ func snapshotterConfig(cfg config.Config, log *logrus.Entry) snapshotter.Config 
 			Log:          log,
 		},
 		MountOptions:  options,
+		KeepMetacopy:  cfg.KeepMetacopy(),
 		UpperdirLabel: cfg.UpperdirLabel,
 		UsageTTL:      cfg.UsageTTL.Duration,
 		ViewsFUSE:     cfg.Mount.Views == config.ViewsFUSE,

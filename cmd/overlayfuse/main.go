@@ -2,6 +2,8 @@
 //
 //	overlayfuse [-f] [-d] [-o OPTIONS]... [SOURCE] MOUNTPOINT    mount one
 //	overlayfuse serve --socket PATH                              serve many, driven over a socket
+//	overlayfuse flush -o OPTIONS                                 complete an upper that is not mounted
+//	overlayfuse inspect --socket PATH [--metrics] [ID...]        what goes on in served mounts
 //
 // As mount.overlayfuse or mount.fuse.overlayfuse (its own name) it is the helper that mount(8) runs for these types.
 // Its exit codes are in exit.go.
@@ -28,6 +30,8 @@ type subcommand struct {
 
 var subcommands = []subcommand{
 	{"serve", "serve many mounts, driven over a control socket", serveCommand},
+	{"flush", "make an upper that is not mounted complete and durable", flushCommand},
+	{"inspect", "show counters, flush progress and poisoned files of served mounts", inspectCommand},
 }
 
 func main() { os.Exit(run(os.Args)) }

@@ -99,6 +99,8 @@ func TestFailureIsOneLineAndAnExitCode(t *testing.T) {
 		"serve, bad level":   {"overlayfuse", []string{"serve", "--socket", "s", "--log-level", "loud"}, exitUsage, "--log-level"},
 		"serve, bad format":  {"overlayfuse", []string{"serve", "--socket", "s", "--log-format", "xml"}, exitUsage, "must be text or json"},
 		"serve, no place":    {"overlayfuse", []string{"serve", "--socket", "gone/s"}, exitSystem, "gone/s"},
+		"inspect, no socket": {"overlayfuse", []string{"inspect"}, exitUsage, "--socket PATH is missing"},
+		"inspect, nobody":    {"overlayfuse", []string{"inspect", "--socket", "gone"}, exitSystem, "gone: connect: no such file"},
 		"serve, long path":   {"overlayfuse", []string{"serve", "--socket", strings.Repeat("x", 108)}, exitSystem, "at most 107"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,7 @@
 // A mount has an ID, chosen by the client. It is mounted while it is on its mount point, and detached when it was taken
 // off but is still used through a bind mount, another mount namespace or an open file. A detached mount goes on being
 // served, and holds the lock on its upper directory, until its last user is gone; then its ID is free.
+// A flush of directories that are not mounted takes their ID as well, while it lasts.
 //
 // # Protocol
 //
