@@ -2,6 +2,7 @@ package copyup
 
 import (
 	"errors"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,20 @@ func (linux) written(fd int, limit int64) ([]span, error) {
 		}
 	}
 	return all, nil
+}
+
+// Extent is a part of a file: the bytes from Off up to End.
+type Extent struct{ Off, End int64 }
+
+// DataOf lists where a partial upper has data of its own, up to limit, in order; dirty pages are written back first.
+// Errors: those of FIEMAP (ioctl_fiemap) or, where a file system has none, of lseek(2).
+func DataOf(file *os.File, limit int64) ([]Extent, error) {
+	spans, err := newFile(nil, Upper, Options{}, linux{}).dataOf(int(file.Fd()), limit)
+	all := make([]Extent, len(spans))
+	for i, s := range spans {
+		all[i] = Extent{s.off, s.end}
+	}
+	return all, err
 }
 
 // dataOf lists where a partial upper has data below limit: what is written, or on a file system that has no disk, what

@@ -14,6 +14,16 @@ const (
 	exitMount  = 32 // the mount failed
 )
 
+// Exit codes of "overlayfuse fsck", those of fsck(8), whose bits add up.
+const (
+	exitFsckClean       = 0
+	exitFsckCorrected   = 1  // errors were found and corrected
+	exitFsckUncorrected = 4  // errors are left
+	exitFsckOperational = 8  // it could not be checked: in use, not there, no permission
+	exitFsckUsage       = 16 // bad arguments or options
+	exitFsckCanceled    = 32 // SIGINT or SIGTERM
+)
+
 // fail prints err as one line, and gives the exit code back.
 func fail(code int, err error) int {
 	_, _ = fmt.Fprintln(os.Stderr, "overlayfuse: "+oneLine(err)) // a terminal that is gone is no concern of ours

@@ -2,6 +2,7 @@
 //
 //	overlayfuse [-f] [-d] [-o OPTIONS]... [SOURCE] MOUNTPOINT    mount one
 //	overlayfuse serve --socket PATH                              serve many, driven over a socket
+//	overlayfuse fsck [-n|-y] -o OPTIONS                          check an upper that is not mounted, repair it
 //	overlayfuse flush -o OPTIONS                                 complete an upper that is not mounted
 //	overlayfuse inspect --socket PATH [--metrics] [ID...]        what goes on in served mounts
 //
@@ -30,6 +31,7 @@ type subcommand struct {
 
 var subcommands = []subcommand{
 	{"serve", "serve many mounts, driven over a control socket", serveCommand},
+	{"fsck", "check an upper that is not mounted, and repair it", fsckCommand},
 	{"flush", "make an upper that is not mounted complete and durable", flushCommand},
 	{"inspect", "show counters, flush progress and poisoned files of served mounts", inspectCommand},
 }
