@@ -297,9 +297,18 @@ func TestPanicOfTheTargetHangsNobody(t *testing.T) {
 // TestUpperWithoutDataIsEmptiedFirst: what a copy-up that died left in the upper never shows, also not in the lower's holes.
 func TestUpperWithoutDataIsEmptiedFirst(t *testing.T) {
 	for w := range numWays {
-		s := newScene(t, w, true)
+		s := newStage(t).scene(t, w, true, 0)
 		if err := os.WriteFile(s.target.path("upper"), pattern(len(s.was), 111), 0o644); err != nil {
 			t.Fatal(err)
+		}
+		if w != byZeros {
+			// The last block, which the size cuts, must be a hole as well.
+			if _, err := s.WriteAt([]byte{s.was[0]}, 0, SyncNone); err != nil {
+				t.Fatal(err)
+			}
+			if again := newFile(s.target, s.target.state(), s.opts, s.kernel); !bytes.Equal(content(t, again), s.was) {
+				t.Errorf("%v: foreign bytes after a restart", w)
+			}
 		}
 		if err := s.Complete(context.Background()); err != nil {
 			t.Fatal(err)

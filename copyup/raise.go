@@ -85,12 +85,18 @@ func (r *raiser) clean() error {
 		return nil // the blocks are of xattrs
 	}
 	err = retryErr(func() error {
-		return r.f.sys.fallocate(r.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, r.before.Size)
+		return r.f.sys.fallocate(r.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, WholeBlocks(r.before.Size))
 	})
 	if err != nil && (r.f.opts.Unit != 0 || !errors.Is(err, unix.EOPNOTSUPP)) { // else all of it is overwritten
 		return fmt.Errorf("copyup: empty staged file: %w", err)
 	}
 	return nil
+}
+
+// WholeBlocks is a size rounded up to blocks, whatever size these have: fallocate(2) only zeroes a block that it is to punch out in part.
+func WholeBlocks(size int64) int64 {
+	const most = 64 << 10
+	return (size + most - 1) &^ (most - 1)
 }
 
 func (r *raiser) truncate(size int64) error {

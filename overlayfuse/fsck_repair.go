@@ -81,7 +81,7 @@ func punchAll(f *checkedFile) (err error) {
 		return err
 	}
 	_, err = ignoringEINTR(func() (int, error) {
-		return 0, unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, f.st.Size)
+		return 0, unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, copyup.WholeBlocks(f.st.Size))
 	})
 	if err != nil {
 		err = fmt.Errorf("punch hole: %w", err)
