@@ -38,6 +38,9 @@ func modelSeeds(t *testing.T, seeds []uint64) []uint64 {
 func modelOps(t *testing.T, ops int) int {
 	v := os.Getenv("COPYUP_OPS")
 	if v == "" {
+		if raceEnabled {
+			ops /= 4
+		}
 		return ops
 	}
 	n, err := strconv.Atoi(v)

@@ -1,0 +1,5 @@
+//go:build race
+
+package copyup
+
+const raceEnabled = true
