@@ -3,7 +3,6 @@ package overlayfuse
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math"
 
@@ -75,15 +74,15 @@ func (c *checker) checkMetacopy(f *checkedFile) {
 	if len(v) > 0 && (v[0] != 0 || int(v[1]) != len(v) || len(v) > metacopyMax) {
 		c.foundAt(f.names[0], SeverityWarning, "metacopy mark %q is not in the kernel's form: taken for one without digest", short(v))
 	}
-	if c.lostSize(f) {
-		return
-	}
 	// A copy-up that was interrupted before the file became partial; the next one could take it for its own.
 	c.checkLeftover(f, limitMark, SeverityError)
 	there := c.findLower(f)
 	if there {
 		for _, n := range f.lower.lacking {
 			c.foundAt(n, SeverityError, "metacopy file without lower data: %v", unix.EIO)
+		}
+		if c.lostSize(f, math.MaxInt64) {
+			return
 		}
 	}
 	file, err := openReal(f.fd, unix.O_RDONLY)
@@ -109,18 +108,18 @@ func (c *checker) checkMetacopy(f *checkedFile) {
 
 // checkPartial checks a file of which the upper has some data.
 func (c *checker) checkPartial(f *checkedFile) {
-	limit := f.st.Size
+	stored := int64(math.MaxInt64)
 	if v, has := f.marks[limitMark]; has {
 		if len(v) != 8 || binary.LittleEndian.Uint64(v) > math.MaxInt64 {
 			c.foundAt(f.names[0], SeverityError, "lower limit %x is not a number of 8 bytes: %v", short(v), unix.EUCLEAN)
 			return
 		}
-		limit = min(limit, int64(binary.LittleEndian.Uint64(v)))
+		stored = int64(binary.LittleEndian.Uint64(v))
 	}
-	if c.lostSize(f) || !c.findLower(f) {
+	if !c.findLower(f) || c.lostSize(f, stored) {
 		return
 	}
-	limit = min(limit, f.lower.size)
+	limit := min(f.st.Size, stored, f.lower.size)
 	f.limit = limit
 	file, err := openReal(f.fd, unix.O_RDONLY)
 	if err != nil {
@@ -138,7 +137,8 @@ func (c *checker) checkPartial(f *checkedFile) {
 		c.foundAt(f.names[0], SeverityError, "data of a partial file at %d to %d, not aligned to %d: %v", own.off, own.end, c.unit, unix.EIO)
 		return
 	}
-	complete := own.missing == 0 && (f.st.Size > 0 || f.lower.known) // else the size may have been lost
+	lost := f.st.Size == 0 && stored > 0 && (!f.lower.known || len(f.lower.lacking) > 0) // perhaps its size, in a crash
+	complete := own.missing == 0 && !lost
 	for _, n := range f.lower.lacking {
 		if !complete {
 			c.foundAt(n, SeverityError, "metacopy file without lower data, %d bytes of which are missing: %v", own.missing, unix.EIO)
@@ -153,40 +153,21 @@ func (c *checker) checkPartial(f *checkedFile) {
 	}
 }
 
-// lostSize tells a file without all of its data that has size 0 although its lower has data that shows: a crash on btrfs leaves that
-// (see "Crash" of package copyup). The next mount gives it the size back, as a repair does.
-func (c *checker) lostSize(f *checkedFile) bool {
-	if f.st.Size > 0 {
+// lostSize tells a file without all of its data that has size 0 although its lower has data that shows, up to the limit stored: a crash
+// on btrfs leaves that (see "Crash" of package copyup). The next mount gives it the size back, as a repair does.
+//
+// Preconditions: findLower. Of a metacopy file no limit counts.
+// Compare: FS.readUpperData.
+func (c *checker) lostSize(f *checkedFile, stored int64) bool {
+	if f.st.Size > 0 || !f.lower.known || len(f.lower.lacking) > 0 {
 		return false
 	}
-	limit := int64(math.MaxInt64)
-	if v := f.marks[limitMark]; len(v) == 8 {
-		limit = int64(min(binary.LittleEndian.Uint64(v), math.MaxInt64))
-	}
-	if limit == 0 {
-		return false
-	}
-	if !c.findLower(f) {
-		return true
-	}
-	if !f.lower.known || len(f.lower.lacking) > 0 {
-		return false
-	}
-	size := min(limit, f.lower.size)
+	size := min(stored, f.lower.size)
 	if size == 0 {
 		return false
 	}
-	c.fixFile(f, f.names[0], SeverityNote, fmt.Sprintf("size 0, lost in a crash: it has %d bytes in the lower", size), func() (err error) {
-		file, err := openReal(f.fd, unix.O_RDWR)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, file.Close()) }()
-		if err := file.Truncate(size); err != nil {
-			return err
-		}
-		return timesFD(f.fd, f.st.Atim, f.st.Mtim)
-	})
+	problem := fmt.Sprintf("size 0, lost in a crash: it has %d bytes in the lower", size)
+	c.fixFile(f, f.names[0], SeverityNote, problem, func() error { return giveSize(f.fd, size) })
 	return true
 }
 

@@ -96,6 +96,20 @@ func punchAll(f *checkedFile) (err error) {
 	return err
 }
 
+// giveSize makes an empty file, open by its path, a hole of size bytes, and keeps its times and capabilities.
+func giveSize(fd int, size int64) (err error) {
+	file, err := openReal(fd, unix.O_RDWR)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	was, err := quietly(int(file.Fd()))
+	if err != nil {
+		return err
+	}
+	return errors.Join(file.Truncate(size), was.restore(int(file.Fd())))
+}
+
 // holeTest finds out, once, whether the upper's file system tells data from holes. One that does not makes every partial
 // file look complete.
 type holeTest struct {

@@ -178,9 +178,11 @@ func TestRepairKeepsWhatIsShown(t *testing.T) {
 	u.file("f", 0, map[string]string{"metacopy": "p"})
 	u.check(true)
 	u.must(os.Mkdir(u.path("m"), 0o755))
-	u.must(serve(serverBinary(), "lowerdir="+u.path("l")+",upperdir="+u.path("u")+",workdir="+u.path("w"), u.path("m")))
-	out, err := exec.Command("timeout", "20", "cat", u.path("m/f")).Output()
+	server := exec.Command(serverBinary(), "-f", "-o", "lowerdir="+u.path("l")+",upperdir="+u.path("u")+",workdir="+u.path("w"), u.path("m"))
+	u.must(server.Start())
+	out, err := exec.Command("timeout", "20", "sh", "-c", `until mountpoint -q "$1"; do sleep 0.05; done; cat "$1/f"`, "sh", u.path("m")).Output()
 	u.must(unix.Unmount(u.path("m"), unix.MNT_DETACH))
+	u.must(server.Wait()) // none is to be left when the tests end
 	if err != nil || !bytes.Equal(out, want) {
 		t.Errorf("lost size: %d bytes, %v", len(out), err)
 	}

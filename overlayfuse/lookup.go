@@ -340,21 +340,13 @@ func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperDa
 		return data, 0, nil
 	}
 	fs.log.WithFields(logrus.Fields{"path": lower.path, "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
-	if err := resize(path, size, st); err != nil {
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	if err == nil {
+		err = giveSize(fd, size)
+		closeFD(fd)
+	}
+	if err != nil {
 		return data, 0, fmt.Errorf("give size %d back: %w", size, err)
 	}
 	return data, size, nil
-}
-
-// resize sets the size of a regular file (path as in procAt), and its times as st has them.
-func resize(path string, size int64, st *unix.Stat_t) error {
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
-	if err != nil {
-		return err
-	}
-	defer closeFD(fd)
-	if err := unix.Ftruncate(fd, size); err != nil {
-		return err
-	}
-	return timesFD(fd, st.Atim, st.Mtim)
 }

@@ -137,8 +137,14 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 		return fs.complete(in, fd)
 	}
 	u := in.upper()
-	if shape.Cut {
+	switch {
+	case shape.Cut:
 		if err := fs.setLimit(fd, shape.Limit); err != nil {
+			return err
+		}
+	case u.data != dataPartial:
+		// One that an earlier attempt left would count from now on.
+		if err := fs.removeMark(fd, limitMark); err != nil {
 			return err
 		}
 	}
