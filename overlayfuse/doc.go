@@ -45,9 +45,10 @@
 //	        table.mu
 //	          inode.mu            leaf
 //	dirCache.mu, inoMap.mu, index.mu, handleTable.mu: leaves
+//	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //
-// copyup.File's own reservation comes before inode.copy of a file: it calls target.Stage, which takes that and keeps it until
-// Commit or Abort. So nobody calls copyup.File with a reservation held.
+// copyup.File's own reservations come before inode.copy of a file: it calls target.Stage, which takes that and keeps it until
+// Commit or Abort, and Quietly and Complete, which take it for a moment. So nobody calls copyup.File with a reservation held.
 //
 // Real files that are reached by a name are compared with the identity that the inode remembers: a rename or unlink that ran in
 // between is seen, and the name looked up again.
@@ -61,8 +62,9 @@
 // # Crash
 //
 // A new object and a copied-up one are made in work/work and get their name in one step. A copied-up file has no data then, and says so by
-// its marks (marks.go); what its data needs of their order is argued in package copyup. What is left in work/work is removed at the next mount. The count of names of an indexed file (index.go) may be too large
-// after a crash, never too small.
+// its marks (marks.go); what its data needs of their order is argued in package copyup. What is left in work/work is removed at the
+// next mount. The count of names of an indexed file (index.go) may be too large after a crash, never too small. On btrfs, a whiteout of
+// a renamed file may be lost although the file was synced under its new name, as with the kernel's overlayfs: both names then show.
 //
 // # Deviations from the kernel's overlayfs
 //
@@ -92,6 +94,10 @@
 //	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
 //	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |
 //
+// FICLONE between files of the mount is EOPNOTSUPP, as on the kernel's overlayfs over ext4, also where the upper's file system could
+// do it: fs/fuse has no remap_file_range, so the server is never asked (fs/remap_range.c:vfs_clone_file_range(), Linux 6.18).
+// copy_file_range(2) reaches the server and shares blocks there, which is what cp --reflink=auto does next.
+//
 // ENOSPC for a store into a mapped page shows at msync, fsync or close: FUSE has no message for the store itself.
 //
 // # Units
@@ -105,5 +111,6 @@
 //
 // # What it is not
 //
-// It knows nothing of containers and snapshots. It does not use FUSE passthrough yet, nor the writeback cache. User namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
+// It knows nothing of containers and snapshots. It does not use FUSE passthrough yet, nor the writeback cache. User
+// namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
 package overlayfuse

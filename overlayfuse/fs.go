@@ -45,6 +45,9 @@ type FS struct {
 	// ns is held for reading while the path of an upper directory is turned into a descriptor, for writing while a directory is renamed.
 	ns sync.RWMutex
 
+	// mending is held while an upper that lost its size gets it back (lookup.go). A leaf, but for table.mu.
+	mending sync.Mutex
+
 	handles handleTable
 	temps   tempNames
 }

@@ -328,6 +328,15 @@ func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.S
 	return err
 }
 
+// getSize is the size of the file at path (procAt).
+func getSize(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, fmt.Errorf("stat: %w", err)
+	}
+	return st.Size, nil
+}
+
 // readUpperData is readData for a file of the upper whose lower is known. One that has its marks and has lost its size in a crash gets
 // it back: see "Crash" of package copyup, btrfs.
 func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperData, int64, error) {
@@ -338,6 +347,15 @@ func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperDa
 	size := min(limit, lower.st.Size)
 	if size == 0 || fs.readOnly() {
 		return data, 0, nil
+	}
+	fs.mending.Lock()
+	defer fs.mending.Unlock()
+	// One that is in use is being truncated: its marks follow its size.
+	if fs.tab.hasUpper(keyOf(st)) {
+		return data, 0, nil
+	}
+	if now, err := getSize(path); err != nil || now > 0 { // another name of it was looked up meanwhile
+		return data, min(limit, now), err
 	}
 	fs.log.WithFields(logrus.Fields{"path": lower.path, "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })

@@ -149,6 +149,16 @@ func (t *table) refLive(in *inode) bool {
 	return true
 }
 
+// hasUpper tells whether a live inode has this object of the upper. It looks at all of them.
+func (t *table) hasUpper(k objKey) bool {
+	for _, in := range t.all() {
+		if u := in.upper(); u.exists && u.key == k {
+			return true
+		}
+	}
+	return false
+}
+
 // forget takes n lookups back.
 func (t *table) forget(in *inode, n uint64) {
 	t.mu.Lock()
