@@ -2,9 +2,11 @@ package copyup
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 )
 
@@ -126,6 +128,10 @@ func (b *Background) note(f *File, off, end int64, write bool) bool {
 	if t == nil {
 		return false
 	}
+	if b.cfg.DropAfter <= 0 { // nothing is dropped
+		t.wrote = t.wrote || write
+		return true
+	}
 	if t.bytes == 0 {
 		t.used, t.since = span{off, end}, time.Now()
 	}
@@ -142,7 +148,7 @@ func (b *Background) note(f *File, off, end int64, write bool) bool {
 func (b *Background) track(f *File, release func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.files[f] != nil || b.ctx.Err() != nil {
+	if b.files[f] != nil || b.ctx.Err() != nil || f.forgotten.Load() {
 		return false
 	}
 	b.files[f] = &tracked{release: release}
@@ -238,7 +244,7 @@ func (b *Background) startLocked(f *File, t *tracked) {
 		work = func() { b.finish(f, nil) }
 	case !full && b.cfg.CompleteAbove > 0 && b.cfg.CompleteRate > 0 && percent >= b.cfg.CompleteAbove &&
 		time.Duration(t.hot)*b.cfg.Tick >= b.cfg.CompleteHot:
-		work = func() { b.finish(f, b.limiter.WaitN) }
+		work = func() { b.finish(f, b.pace(f)) }
 	default:
 		return
 	}
@@ -257,8 +263,18 @@ func (b *Background) startLocked(f *File, t *tracked) {
 	})
 }
 
+// pace bounds a completion, and ends it when the file is forgotten: nothing is to be copied for a file without a name.
+func (b *Background) pace(f *File) func(context.Context, int) error {
+	return func(ctx context.Context, n int) error {
+		if f.forgotten.Load() {
+			return fmt.Errorf("copyup: file is gone: %w", unix.ESTALE)
+		}
+		return b.limiter.WaitN(ctx, n)
+	}
+}
+
 func (b *Background) finish(f *File, pace func(context.Context, int) error) {
-	if err := f.CompleteWith(b.ctx, pace); err != nil && b.ctx.Err() == nil {
+	if err := f.CompleteWith(b.ctx, pace); err != nil && b.ctx.Err() == nil && !f.forgotten.Load() {
 		f.logf("copyup: completion in the background: %v", err)
 	}
 }
@@ -270,6 +286,7 @@ func (f *File) Forget() {
 		return
 	}
 	b.mu.Lock()
+	f.forgotten.Store(true)
 	t := b.files[f]
 	if t != nil {
 		b.held -= t.bytes

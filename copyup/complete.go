@@ -43,7 +43,7 @@ func (f *File) complete(ctx context.Context, pace func(context.Context, int) err
 		return err
 	}
 	for f.State() == UpperShared {
-		if err := f.populatePaced(ctx, wholeSpan(), pace); err != nil {
+		if err := f.populatePaced(ctx, wholeSpan(), true, pace); err != nil {
 			return err
 		}
 		if err := f.syncShared(); err != nil {
@@ -79,10 +79,11 @@ func (f *File) Missing() (int64, error) {
 
 // populate brings the units of [off, end) to the upper that are missing there.
 func (f *File) populate(ctx context.Context, off, end int64) error {
-	return f.populatePaced(ctx, span{off, end}, nil)
+	return f.populatePaced(ctx, span{off, end}, false, nil)
 }
 
-func (f *File) populatePaced(ctx context.Context, s span, pace func(context.Context, int) error) error {
+// Preconditions: lasting unless the caller is changing the file anyway.
+func (f *File) populatePaced(ctx context.Context, s span, lasting bool, pace func(context.Context, int) error) error {
 	if err := f.load(); err != nil {
 		return err
 	}
@@ -99,7 +100,7 @@ func (f *File) populatePaced(ctx context.Context, s span, pace func(context.Cont
 				return err
 			}
 		}
-		if err := f.populateChunk(ctx, missing); err != nil {
+		if err := f.populateChunk(ctx, missing, lasting); err != nil {
 			return err
 		}
 		s.off = missing.end
@@ -125,14 +126,16 @@ func (f *File) firstMissing(s span) span {
 }
 
 // populateChunk copies the units of s, which it reserves, that are missing then.
-func (f *File) populateChunk(ctx context.Context, s span) error {
+func (f *File) populateChunk(ctx context.Context, s span, lasting bool) error {
 	release, ok, err := f.reserveSpan(s)
 	if err != nil || !ok {
 		return err
 	}
 	defer release()
 	return f.withUpper(func(upper *backing) error {
-		return f.target.Quietly(upper.file, func() error {
+		f.quiet.Lock()
+		defer f.quiet.Unlock()
+		return f.target.Quietly(upper.file, lasting, func() error {
 			for {
 				missing := f.firstMissing(s)
 				if missing.off >= missing.end {

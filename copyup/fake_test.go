@@ -229,7 +229,7 @@ func (ft *fakeTarget) SetLimit(_ *os.File, limit int64) error {
 	return nil
 }
 
-func (ft *fakeTarget) Quietly(_ *os.File, fn func() error) error {
+func (ft *fakeTarget) Quietly(_ *os.File, _ bool, fn func() error) error {
 	if err := ft.call("Quietly"); err != nil {
 		return err
 	}

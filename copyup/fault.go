@@ -167,11 +167,18 @@ func (f *File) copyUp(ctx context.Context, want request) (raised, error) {
 		return raised{}, fmt.Errorf("copyup: stage: %w", err)
 	}
 	upper := &backing{file: staged, fd: int(staged.Fd()), stage: true}
+	settled := false
 	abort := func(err error) (raised, error) {
+		settled = true
 		f.target.Abort(upper.file)
 		f.closeBacking(upper)
 		return raised{}, err
 	}
+	defer func() {
+		if !settled { // a panic
+			f.target.Abort(upper.file)
+		}
+	}()
 	if err := f.checkBacking(upper); err != nil {
 		return abort(err)
 	}
@@ -186,6 +193,7 @@ func (f *File) copyUp(ctx context.Context, want request) (raised, error) {
 	if err := r.run(); err != nil {
 		return abort(errors.Join(err, r.undo()))
 	}
+	settled = true
 	if err := f.target.Commit(staged, r.shape); err != nil {
 		err = fmt.Errorf("copyup: commit: %w", err)
 		if !errors.Is(err, ErrInDoubt) { // else staged may be the upper already

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,12 @@ type File struct {
 
 	// loading is held across I/O by who reads the extent map from the upper.
 	loading sync.Mutex
+
+	// forgotten: Background takes no interest any more.
+	forgotten atomic.Bool
+	// quiet is held for reading across a write to a partial upper, for writing across Target.Quietly: what that puts back
+	// is not from before a write. It comes after a span and before what the Target takes.
+	quiet sync.RWMutex
 
 	// mu guards what follows. It is a leaf: no call leaves this package with mu held, neither to the kernel nor to target.
 	mu sync.Mutex

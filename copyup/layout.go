@@ -63,26 +63,28 @@ func (f *File) truncateShared(size int64) error {
 		return f.truncateShared(size)
 	}
 	gone := false
-	err = f.withUpper(func(b *backing) error {
-		if err := f.storeLimit(b); err != nil {
-			return err
-		}
-		err := f.ftruncate(b, size)
-		if err != nil { // perhaps it was half done
-			st, errStat := f.stat(b.fd)
-			if errStat != nil {
-				return errors.Join(err, errStat)
+	err = func() error {
+		defer release()
+		return f.withUpper(func(b *backing) error {
+			if err := f.storeLimit(b); err != nil {
+				return err
 			}
-			size = st.Size
-		}
-		gone = f.cut(size)
-		// What fails here is tried again before anything can make the file larger.
-		if errLimit := f.storeLimit(b); errLimit != nil {
-			f.logf("copyup: %v: stays to be done", errLimit)
-		}
-		return err
-	})
-	release()
+			err := f.ftruncate(b, size)
+			if err != nil { // perhaps it was half done
+				st, errStat := f.stat(b.fd)
+				if errStat != nil {
+					return errors.Join(err, errStat)
+				}
+				size = st.Size
+			}
+			gone = f.cut(size)
+			// What fails here is tried again before anything can make the file larger.
+			if errLimit := f.storeLimit(b); errLimit != nil {
+				f.logf("copyup: %v: stays to be done", errLimit)
+			}
+			return err
+		})
+	}()
 	if err != nil || !gone {
 		return err
 	}

@@ -212,10 +212,13 @@ func (m *model) random() (name string, next []byte, err error) {
 		fallthrough
 	default:
 		p := pattern(n, byte(m.rng.IntN(256)))
-		k, err := m.WriteAt(p, int64(off), SyncMode(m.rng.IntN(3)))
+		mode := SyncMode(m.rng.IntN(3))
+		k, err := m.WriteAt(p, int64(off), mode)
 		if err != nil {
-			p = p[:k]
-			if k == 0 {
+			if mode == SyncNone || k > 0 { // else it may have been written, and not be synced
+				p = p[:k]
+			}
+			if len(p) == 0 {
 				return fmt.Sprintf("write %d+%d fails", off, n), m.want, err
 			}
 		}

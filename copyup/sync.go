@@ -18,6 +18,9 @@ func (f *File) Sync(dataOnly bool) error {
 	}
 	full := f.isFull()
 	err := f.syncUpper(dataOnly && f.isNamed())
+	if err != nil {
+		err = f.distrust(err)
+	}
 	if missed := f.takeSyncErr(); err == nil {
 		err = missed
 	}
@@ -38,11 +41,35 @@ func (f *File) syncShared() error {
 	}
 	err := f.syncUpper(false)
 	if err != nil {
+		err = f.distrust(err)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.syncErr = err
 	}
 	return err
+}
+
+// distrust is called after a failed sync of a partial file, which may have left units that the map has as holes, with clean pages: the
+// kernel does not write them again, and the next sync would succeed. The pages are dropped and the map is read again from what was
+// written; what was lost reads as the lower.
+// Preconditions: the caller has no span.
+func (f *File) distrust(cause error) error {
+	release, ok, err := f.reserveSpan(wholeSpan())
+	if err != nil || !ok {
+		return cause
+	}
+	defer release()
+	err = f.withUpper(func(b *backing) error {
+		_, err := f.sys.dropCache(b.fd, 0, 0)
+		return err
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ext = nil
+	if err != nil {
+		f.logf("copyup: drop pages after a failed sync: %v", err)
+	}
+	return cause
 }
 
 func (f *File) takeSyncErr() error {

@@ -37,9 +37,9 @@ type Target interface {
 	// Crash: the old limit or the new one.
 	SetLimit(upper *os.File, limit int64) error
 	// Quietly runs fn, which copies data into the partial upper that the file shows already: its times and its capability
-	// are afterwards what they were, and nobody changes them meanwhile.
+	// are afterwards what they were, and nobody changes them meanwhile. lasting: also if the process is killed before the end.
 	// Errors: those of fn; those of putting things back.
-	Quietly(upper *os.File, fn func() error) error
+	Quietly(upper *os.File, lasting bool, fn func() error) error
 	// Complete takes the marks of a partial upper away. All of its data is durable, or need not be.
 	// Errors: after one, the upper is still partial.
 	// Crash: partial, or complete.

@@ -11,7 +11,8 @@ import (
 
 // WriteAt writes to the upper, after the copy-up if there is none yet; of a partial file, only the units that p touches.
 // Writes to different units of a file run in parallel. Writing nothing does nothing.
-// Errors: those of a copy-up, and then nothing was written; those of pwritev2(2), and then the first n bytes were.
+// Errors: those of a copy-up, and then nothing was written; those of pwritev2(2), and then the first n bytes were; of a sync, and
+// then p may have been written, as on a plain file.
 // Crash: each unit that p touches is old or new or, where p covers it in part, old with new in it.
 func (f *File) WriteAt(p []byte, off int64, sync SyncMode) (int, error) {
 	if off < 0 {
@@ -87,15 +88,30 @@ func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
 		}
 		return f.writeShared(p, off, flags)
 	}
-	defer release()
+	released := false
+	defer func() {
+		if !released {
+			release()
+		}
+	}()
 	n := 0
 	err = f.withUpper(func(b *backing) (err error) {
 		if err := f.storeLimit(b); err != nil {
 			return err
 		}
-		n, err = f.runWrite(b, w, flags)
+		f.quiet.RLock()
+		defer f.quiet.RUnlock()
+		n, err = f.runWrite(b, w)
 		return err
 	})
+	if err == nil && flags != 0 {
+		// Not by the write itself: one that fails to sync has written, and does not say so.
+		if err = f.syncUpper(flags == unix.RWF_DSYNC); err != nil {
+			release()
+			released = true
+			return 0, f.distrust(err)
+		}
+	}
 	if n > 0 {
 		f.opts.Background.touched(f, off, off+int64(n), true)
 	}
@@ -134,7 +150,7 @@ func (f *File) planWrite(p []byte, off int64, whole span) write {
 }
 
 // runWrite does it, and gives the number of bytes of p that are written.
-func (f *File) runWrite(upper *backing, w write, flags int) (int, error) {
+func (f *File) runWrite(upper *backing, w write) (int, error) {
 	head, tail := make([]byte, w.head.end-w.head.off), make([]byte, w.tail.end-w.tail.off)
 	for _, e := range []struct {
 		p   []byte
@@ -168,7 +184,7 @@ func (f *File) runWrite(upper *backing, w write, flags int) (int, error) {
 			bufs = append(bufs, b)
 		}
 	}
-	n, err := f.pwriteFull(upper.fd, bufs, at, flags)
+	n, err := f.pwriteFull(upper.fd, bufs, at, 0)
 	end := at + int64(n)
 	if err == nil {
 		f.have(w.whole.off, w.whole.end)

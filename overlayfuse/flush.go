@@ -34,6 +34,11 @@ type FlushStats struct {
 //
 // Errors: the first one, EINTR if ctx ended; the mount goes on as before, and a later FlushUpper goes on where this one ended.
 func (fs *FS) FlushUpper(ctx context.Context, opts FlushOptions) (FlushStats, error) {
+	ctx, leave, err := fs.flushes.enter(ctx)
+	if err != nil {
+		return FlushStats{}, err
+	}
+	defer leave()
 	f := &flusher{fs: fs, ctx: ctx, opts: opts, meter: opts.Meter, queue: flushQueue}
 	if fs.readOnly() {
 		return f.stats, nil
@@ -43,7 +48,7 @@ func (fs *FS) FlushUpper(ctx context.Context, opts FlushOptions) (FlushStats, er
 	}
 	begin := time.Now()
 	stop := f.meter.logEvery(flushLogInterval, fs.log)
-	err := f.run()
+	err = f.run()
 	stop()
 	f.meter.enter(FlushIdle)
 	log := fs.log.WithFields(logrus.Fields{"completed": f.stats.Completed, "bytes": f.stats.Bytes, "kept": f.stats.Kept,

@@ -48,6 +48,7 @@ type FS struct {
 	// mending is held while an upper that lost its size gets it back (lookup.go). A leaf, but for table.mu.
 	mending sync.Mutex
 
+	flushes flushGate
 	handles handleTable
 	temps   tempNames
 }
@@ -153,6 +154,7 @@ func (fs *FS) openRoot() error {
 
 // Close gives up every descriptor. No request may be running.
 func (fs *FS) Close() error {
+	fs.flushes.close()
 	fs.engine.Background.Close()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)

@@ -41,7 +41,7 @@ func (c *checker) complete(f *checkedFile, file *os.File) error {
 	if err := file.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
-	for _, mark := range []string{metacopyMark, limitMark, "redirect"} {
+	for _, mark := range []string{metacopyMark, limitMark, "redirect", wasMark} {
 		if err := c.removeMark(f.fd, mark); err != nil {
 			return err
 		}

@@ -46,6 +46,7 @@ func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 	in.mu.Lock()
 	in.up, in.link = u, link
 	in.mu.Unlock()
+	fs.tab.raised(in, u.key)
 	return nil
 }
 
@@ -58,8 +59,9 @@ func (fs *FS) installUnnamed(in *inode, t *temp, u upperObj) error {
 	pin := &dirFD{fd: fd}
 	pin.refs.Store(1)
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	in.up, in.pin = u, pin
+	in.mu.Unlock()
+	fs.tab.raised(in, u.key)
 	return nil
 }
 

@@ -55,6 +55,9 @@ func (fs *FS) setFlags(in *inode, cmd uint32, buf []byte) error {
 		return err
 	}
 	// What may be opened for writing has changed: the next open makes descriptors of its own.
+	if f := in.file.Load(); f != nil {
+		f.Forget()
+	}
 	fs.dropFile(in)
 	return nil
 }

@@ -328,6 +328,36 @@ func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.S
 	return err
 }
 
+// endQuiet gives a partial file back what a completion that was killed has changed of it.
+func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
+	v, err := getXattr(path, fs.prefix+wasMark)
+	if noXattr(err) || fs.readOnly() {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", wasMark, err)
+	}
+	fs.mending.Lock()
+	defer fs.mending.Unlock()
+	if fs.tab.hasUpper(keyOf(st)) { // the completion is running
+		return nil
+	}
+	q, err := decodeQuiet(v)
+	if err != nil {
+		return err
+	}
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	defer closeFD(fd)
+	if err := q.restore(fd); err != nil {
+		return err
+	}
+	st.Atim, st.Mtim = q.atime, q.mtime
+	return fs.removeMark(fd, wasMark)
+}
+
 // getSize is the size of the file at path (procAt).
 func getSize(path string) (int64, error) {
 	var st unix.Stat_t
@@ -341,6 +371,9 @@ func getSize(path string) (int64, error) {
 // it back: see "Crash" of package copyup, btrfs.
 func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperData, int64, error) {
 	data, limit, err := readData(path, fs.prefix, math.MaxInt64)
+	if err == nil && data == dataPartial {
+		err = fs.endQuiet(path, st)
+	}
 	if err != nil || data == dataHere || st.Size > 0 {
 		return data, min(limit, st.Size), err
 	}

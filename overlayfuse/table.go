@@ -9,11 +9,14 @@ type table struct {
 	mu    sync.Mutex
 	byID  map[uint64]*inode
 	byKey map[objKey]*inode
-	last  uint64
+	// byUpper is the inodes of files by their upper object. Its marks may stop saying which object a file was (an origin that can't be
+	// read or written): the live inode stays the one.
+	byUpper map[objKey]*inode
+	last    uint64
 }
 
 func newTable() *table {
-	return &table{byID: map[uint64]*inode{}, byKey: map[objKey]*inode{}}
+	return &table{byID: map[uint64]*inode{}, byKey: map[objKey]*inode{}, byUpper: map[objKey]*inode{}}
 }
 
 // get is the inode of a nodeid that the kernel holds.
@@ -30,6 +33,11 @@ func (t *table) intern(n *inode, a alias) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.byKey[n.key]
+	if n.up.exists && !n.isDir() {
+		if live := t.byUpper[n.up.key]; live != nil && live.same(n) {
+			old = live
+		}
+	}
 	if old != nil && !old.same(n) {
 		n.key = n.up.key
 		n.ino = n.fs.inos.number(n.key)
@@ -47,6 +55,9 @@ func (t *table) intern(n *inode, a alias) *inode {
 		in.hashed = true
 		t.byID[in.id] = in
 		t.byKey[in.key] = in
+		if in.up.exists && !in.isDir() {
+			t.byUpper[in.up.key] = in
+		}
 	}
 	in.nlookup++
 	t.addAlias(in, a)
@@ -129,6 +140,18 @@ func (t *table) unhashLocked(in *inode) {
 		delete(t.byKey, in.key)
 	}
 	in.hashed = false
+	if u := in.upper(); t.byUpper[u.key] == in {
+		delete(t.byUpper, u.key)
+	}
+}
+
+// raised notes the upper that a file of the table has got.
+func (t *table) raised(in *inode, k objKey) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID[in.id] == in && !in.isDir() {
+		t.byUpper[k] = in
+	}
 }
 
 // ref counts one more lookup of an inode that the caller knows to live.
@@ -149,14 +172,11 @@ func (t *table) refLive(in *inode) bool {
 	return true
 }
 
-// hasUpper tells whether a live inode has this object of the upper. It looks at all of them.
+// hasUpper tells whether a live inode has this file of the upper.
 func (t *table) hasUpper(k objKey) bool {
-	for _, in := range t.all() {
-		if u := in.upper(); u.exists && u.key == k {
-			return true
-		}
-	}
-	return false
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byUpper[k] != nil
 }
 
 // forget takes n lookups back.

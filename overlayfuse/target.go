@@ -177,15 +177,27 @@ func (fs *FS) setLimit(fd int, limit int64) error {
 }
 
 // Quietly copies data while nobody changes attributes.
-func (t *target) Quietly(upper *os.File, fn func() error) error {
+func (t *target) Quietly(upper *os.File, lasting bool, fn func() error) error {
 	t.in.copy.Lock()
 	defer t.in.copy.Unlock()
-	fd := int(upper.Fd())
+	fs, fd := t.in.fs, int(upper.Fd())
 	q, err := quietly(fd)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fn(), q.restore(fd))
+	// A kill before the end leaves it for who looks the file up next. Without room for it, only that is lost.
+	noted := false
+	if lasting {
+		err := fs.setMark(fd, wasMark, q.encode())
+		if noted = err == nil; err != nil && !tooLong(err) {
+			return err
+		}
+	}
+	err = errors.Join(fn(), q.restore(fd))
+	if noted && err == nil {
+		err = fs.removeMark(fd, wasMark)
+	}
+	return err
 }
 
 // Complete takes the marks away.
@@ -207,7 +219,7 @@ func (fs *FS) complete(in *inode, fd int) error {
 	in.up.data = dataHere
 	in.mu.Unlock()
 	// What the others say of a complete file is nothing; where one stays it does no harm.
-	err := errors.Join(fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"))
+	err := errors.Join(fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"), fs.removeMark(fd, wasMark))
 	if in.lower.st.Nlink == 1 {
 		err = errors.Join(err, fs.markOrigin(fd, in))
 	}
@@ -220,7 +232,7 @@ func (fs *FS) complete(in *inode, fd int) error {
 // Keep holds the inode as the kernel does, unless its last name is gone: its blocks are then wanted back soon.
 func (t *target) Keep() (release func(), ok bool) {
 	fs, in := t.in.fs, t.in
-	if in.isDead() || !fs.tab.refLive(in) {
+	if _, named := in.firstAlias(); !named || in.isDead() || !fs.tab.refLive(in) {
 		return nil, false
 	}
 	return func() { fs.tab.forget(in, 1) }, true
@@ -241,6 +253,30 @@ func quietly(fd int) (q quiet, err error) {
 	q.caps, err = getXattrFD(fd, capabilityXattr)
 	if err != nil && !noXattr(err) {
 		return q, fmt.Errorf("read %s: %w", capabilityXattr, err)
+	}
+	return q, nil
+}
+
+// encode is the form that is stored while it is not put back: seconds and nanoseconds of atime and mtime, 8 bytes each, little endian,
+// then the capability.
+func (q quiet) encode() []byte {
+	var b []byte
+	for _, n := range []int64{q.atime.Sec, q.atime.Nsec, q.mtime.Sec, q.mtime.Nsec} {
+		b = binary.LittleEndian.AppendUint64(b, uint64(n))
+	}
+	return append(b, q.caps...)
+}
+
+const quietHeader = 32 // bytes before the capability
+
+func decodeQuiet(b []byte) (quiet, error) {
+	if len(b) < quietHeader {
+		return quiet{}, fmt.Errorf("mark %s of %d bytes: %w", wasMark, len(b), unix.EUCLEAN)
+	}
+	n := func(i int) int64 { return int64(binary.LittleEndian.Uint64(b[i*8:])) }
+	q := quiet{atime: unix.Timespec{Sec: n(0), Nsec: n(1)}, mtime: unix.Timespec{Sec: n(2), Nsec: n(3)}}
+	if len(b) > quietHeader {
+		q.caps = b[quietHeader:]
 	}
 	return q, nil
 }
