@@ -75,7 +75,7 @@ func enterNamespace() int {
 
 func runTests(m *testing.M) (code int, err error) {
 	syscall.Umask(0o022)
-	if testRoot, err = os.MkdirTemp("/var/tmp", "powercut-"); err != nil {
+	if testRoot, err = os.MkdirTemp("", "powercut-"); err != nil {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, removeRoot()) }()
