@@ -66,14 +66,13 @@ func (fs *FS) Create(_ <-chan struct{}, req *fuse.CreateIn, name string, out *fu
 
 // openNew opens a file that was just made and answers for both.
 func (fs *FS) openNew(in *inode, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	fh, drop, err := fs.open(in, req.Flags)
-	if err != nil {
+	// It is empty: there is nothing to truncate.
+	if err := fs.open(in, openRequest{flags: req.Flags &^ unix.O_TRUNC, caller: req.Caller}, &out.OpenOut); err != nil {
 		fs.tab.forget(in, 1)
 		return fs.fail("open", in, err)
 	}
-	out.Fh, out.OpenFlags = fh, openFlags(canWrite(req.Flags), drop)
 	if s := fs.answer("create", in, &out.EntryOut); !s.Ok() {
-		fs.Release(nil, &fuse.ReleaseIn{Fh: fh})
+		fs.Release(nil, &fuse.ReleaseIn{Fh: out.Fh})
 		return s
 	}
 	return fuse.OK

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
@@ -16,10 +15,6 @@ import (
 
 // nameMax is the length of a name in bytes (NAME_MAX of limits.h).
 const nameMax = 255
-
-// cacheTime is how long the kernel may believe an attribute or a name: we are the only writer, and what a request
-// changes the kernel invalidates itself.
-const cacheTime = 24 * time.Hour
 
 // maxWrite is the largest READ and WRITE. With splice off no pipe limits it.
 const maxWrite = 1 << 20
@@ -41,6 +36,9 @@ type FS struct {
 	log    *logrus.Entry
 	copies copyup.Stats
 	engine copyup.Options // of every file; Log apart
+
+	conn        connection
+	passthrough bool // the kernel takes real files; set before the mount is used
 
 	// ns is held for reading while the path of an upper directory is turned into a descriptor, for writing while a directory is renamed.
 	ns sync.RWMutex
@@ -72,6 +70,7 @@ func New(cfg Config) (*FS, error) {
 		inos:          newInoMap(),
 		tab:           newTable(),
 		log:           cfg.Log,
+		conn:          connection{fd: -1},
 	}
 	if fs.log == nil {
 		fs.log = logrus.NewEntry(logrus.StandardLogger())
@@ -155,6 +154,7 @@ func (fs *FS) openRoot() error {
 // Close gives up every descriptor. No request may be running.
 func (fs *FS) Close() error {
 	fs.flushes.close()
+	fs.conn.close()
 	fs.engine.Background.Close()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
@@ -181,7 +181,11 @@ func (fs *FS) readOnly() bool { return fs.cfg.ReadOnly || !fs.layers.hasUpper() 
 // mountOptions are the options for go-fuse that the file system needs.
 func (fs *FS) mountOptions() *fuse.MountOptions {
 	caps := uint64(fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_IOCTL_DIR |
-		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR)
+		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR | fuse.CAP_ATOMIC_O_TRUNC)
+	without := uint64(fuse.CAP_AUTO_INVAL_DATA | fuse.CAP_NO_OPEN_SUPPORT)
+	if !fs.cfg.IO.wants() {
+		without |= fuse.CAP_PASSTHROUGH
+	}
 	return &fuse.MountOptions{
 		AllowOther:               true,
 		EnableAcl:                !fs.cfg.NoACL,
@@ -191,7 +195,8 @@ func (fs *FS) mountOptions() *fuse.MountOptions {
 		DisableSplice:            true,
 		MaxBackground:            64,
 		ExtraCapabilities:        caps,
-		DisabledCapabilities:     fuse.CAP_AUTO_INVAL_DATA | fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
+		DisabledCapabilities:     without,
+		MaxStackDepth:            fs.stackDepth(),
 	}
 }
 

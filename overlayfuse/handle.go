@@ -14,6 +14,8 @@ type handle struct {
 	in    *inode
 	data  *copyup.File // regular files
 	write bool
+	flags uint32 // of open(2)
+	io    ioMode
 	dir   *dirStream // directories
 }
 

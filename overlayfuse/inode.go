@@ -55,6 +55,7 @@ type inode struct {
 	impure atomic.Bool // directories: the upper is known to be marked so
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
+	io   inodeIO                     // regular files
 }
 
 // upperObj is the object of the upper, if there is one.

@@ -46,7 +46,7 @@ func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
 	out.NodeId = in.id
 	out.Generation = 1
 	out.SetEntryTimeout(cacheTime)
-	out.SetAttrTimeout(cacheTime)
+	out.SetAttrTimeout(in.attrTime())
 	return nil
 }
 
