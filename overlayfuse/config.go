@@ -48,6 +48,8 @@ type Config struct {
 	PartialAbove *int64
 	// IO says which open files the kernel may read and write by itself.
 	IO IOPolicy
+	// Sharing says which lower files use the lower's pages.
+	Sharing Sharing
 	// Background bounds dropping pages of the upper and completing files. Nil: copyup.DefaultBackground.
 	Background *copyup.BackgroundConfig
 

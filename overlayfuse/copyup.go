@@ -11,7 +11,7 @@ import (
 // business, through target in file.go. Every object is made complete in work/work and then gets its name.
 // Compare: fs/overlayfs/copy_up.c:ovl_copy_up_one().
 
-// lockAll reserves inodes in the one order that there is: files before directories, then by nodeid. Nil and equal ones
+// lockAll reserves inodes in the one order that there is: files before directories, then by age. Nil and equal ones
 // are taken once. The result gives them back.
 func lockAll(ins ...*inode) (unlock func()) {
 	slices.SortFunc(ins, func(a, b *inode) int {
@@ -27,7 +27,7 @@ func lockAll(ins ...*inode) (unlock func()) {
 				return -1
 			}
 			return 1
-		case a.id < b.id:
+		case a.seq < b.seq:
 			return -1
 		}
 		return 1

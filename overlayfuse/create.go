@@ -67,7 +67,7 @@ func (fs *FS) Create(_ <-chan struct{}, req *fuse.CreateIn, name string, out *fu
 // openNew opens a file that was just made and answers for both.
 func (fs *FS) openNew(in *inode, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
 	// It is empty: there is nothing to truncate.
-	if err := fs.open(in, openRequest{flags: req.Flags &^ unix.O_TRUNC, caller: req.Caller}, &out.OpenOut); err != nil {
+	if err := fs.open(in, openRequest{nodeID: in.id.Load(), flags: req.Flags &^ unix.O_TRUNC, caller: req.Caller}, &out.OpenOut); err != nil {
 		fs.tab.forget(in, 1)
 		return fs.fail("open", in, err)
 	}

@@ -17,7 +17,7 @@ func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.S
 	if !s.Ok() {
 		return s
 	}
-	o := openRequest{flags: in.Flags, caller: in.Caller, killSetID: in.Mode&fuse.OPEN_KILL_SUIDGID != 0}
+	o := openRequest{nodeID: in.NodeId, flags: in.Flags, caller: in.Caller, killSetID: in.Mode&fuse.OPEN_KILL_SUIDGID != 0}
 	return fs.fail("open", n, fs.open(n, o, out))
 }
 
@@ -26,6 +26,7 @@ func canWrite(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY 
 
 // openRequest is what the kernel asks for.
 type openRequest struct {
+	nodeID    uint64
 	flags     uint32 // of open(2)
 	caller    fuse.Caller
 	killSetID bool // with O_TRUNC, by a caller without CAP_FSETID
@@ -54,7 +55,7 @@ func (fs *FS) open(in *inode, o openRequest, out *fuse.OpenOut) error {
 	if a.mode == ioCached && !write && fs.atimeDue(in) {
 		a.flags &^= fuse.FOPEN_KEEP_CACHE
 	}
-	out.Fh = fs.handles.add(&handle{in: in, data: f, write: write, flags: o.flags, io: a.mode})
+	out.Fh = fs.handles.add(&handle{in: in, data: f, write: write, flags: o.flags, io: a.io, mode: a.mode})
 	out.OpenFlags, out.BackingID = a.flags, a.backing
 	return nil
 }
@@ -67,6 +68,9 @@ func (fs *FS) prepareOpen(in *inode, f *copyup.File, o openRequest) (a opening, 
 			return a, err
 		}
 	}
+	if err := fs.splitFor(in, f, &o); err != nil {
+		return a, err
+	}
 	if o.flags&unix.O_TRUNC != 0 {
 		if err := f.Truncate(0); err != nil {
 			return a, err
@@ -77,7 +81,7 @@ func (fs *FS) prepareOpen(in *inode, f *copyup.File, o openRequest) (a opening, 
 			}
 		}
 	}
-	return fs.openIO(in, f, o.flags, setID)
+	return fs.openIO(in, f, &o, setID)
 }
 
 // mayWrite refuses what is found out only by opening the real file for writing. setID: it is in the upper and has set-id bits.
@@ -217,7 +221,9 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if h == nil {
 		return
 	}
-	fs.closeIO(h.in, h.io, h.flags)
+	if h.io != nil {
+		h.io.close(fs, h.mode, h.flags)
+	}
 	if err := h.data.Close(h.write); err != nil {
 		fs.log.WithError(err).WithField("ino", h.in.ino).Error("overlay: close")
 	}

@@ -112,7 +112,8 @@ func (fs *FS) openEngine() error {
 	if fs.engine.Unit == 0 {
 		fs.log.WithField("path", fs.layers.upper.path).Warn("the upper's file system does not tell data from holes: files are copied up whole")
 	}
-	fs.engine.LooseNames = fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
+	btrfs := fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
+	fs.engine.LooseNames, fs.engine.StaleTails = btrfs, btrfs
 	if !fs.readOnly() {
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}
@@ -128,7 +129,7 @@ func (fs *FS) openRoot() error {
 	if err != nil {
 		return err
 	}
-	root := &inode{fs: fs, id: fuse.FUSE_ROOT_ID, typ: unix.S_IFDIR, lower: lower, root: true, nlookup: 1, hashed: true}
+	root := &inode{fs: fs, seq: fuse.FUSE_ROOT_ID, typ: unix.S_IFDIR, lower: lower, root: true, nlookup: 1, hashed: true}
 	if fs.layers.hasUpper() {
 		st, err := statAt(fs.layers.upper.fd, "")
 		if err != nil {
@@ -144,9 +145,10 @@ func (fs *FS) openRoot() error {
 	}
 	root.key = keyOf(&lower.st)
 	root.ino = fs.inos.number(root.key)
-	fs.tab.byID[root.id] = root
+	root.id.Store(root.seq)
+	fs.tab.byID[root.seq] = root
 	fs.tab.byKey[root.key] = root
-	fs.tab.last = root.id
+	fs.tab.last = root.seq
 	fs.root = root
 	return nil
 }

@@ -25,9 +25,10 @@ type alias struct {
 // inode is one object of the mount. It lives while the kernel knows it (nlookup) or an inode below it lives.
 type inode struct {
 	fs   *FS
-	id   uint64 // nodeid
-	ino  uint64 // st_ino: constant while the inode lives, and across copy-up and remount
-	typ  uint32 // S_IFMT
+	id   atomic.Uint64 // nodeid that lookups give; older ones lead here as well (see split)
+	seq  uint64        // order of reservations: the first nodeid
+	ino  uint64        // st_ino: constant while the inode lives, and across copy-up and remount
+	typ  uint32        // S_IFMT
 	key  objKey
 	root bool
 
@@ -36,9 +37,10 @@ type inode struct {
 	lower *entry
 
 	// Protected by table.mu.
-	nlookup  uint64
-	children int  // aliases whose parent this is
-	hashed   bool // found by key
+	nlookup  uint64   // of all nodeids
+	older    []uint64 // nodeids
+	children int      // aliases whose parent this is
+	hashed   bool     // found by key
 
 	// copy is the reservation of everything that moves the inode or its data between layers or names: copy-up, link,
 	// unlink, rename. It is held across I/O. See doc.go for its order.
@@ -55,7 +57,8 @@ type inode struct {
 	impure atomic.Bool // directories: the upper is known to be marked so
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
-	io   inodeIO                     // regular files
+	io   atomic.Pointer[inodeIO]     // regular files: made by the first open, and by a split
+	elf  atomic.Uint32               // regular files: see isELF
 }
 
 // upperObj is the object of the upper, if there is one.

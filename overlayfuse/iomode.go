@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -15,15 +16,19 @@ import (
 // The io mode of an open file, decided here and nowhere else.
 //
 //	cached       the pages of the FUSE inode are the one view that every reader, writer and mapping shares; the real files are where
-//	             they come from and go to. Whatever has data in a lower file.
+//	             they come from and go to. Whatever has data in a lower file and is not shared.
 //	passthrough  the kernel reads, writes and maps the real file by itself, whose pages are the one view: no request, nothing held
 //	             twice. A regular file that is complete in the upper, and every file of a mount that can't be written.
 //	direct       passthrough for mappings; reads and writes come here, and go to the same pages. A writer of a file with set-id bits, so
 //	             that they can be taken away: the kernel writes to a passthrough file with the server's rights.
+//	shared       a lower file's pages, which all mounts share: passthrough for an exec, which no writer can be beside, and else direct.
+//	             What Sharing says: by default programs and libraries.
 //
 // The kernel has an inode in one mode at a time, and answers EIO where an open's flags do not fit: so every open is as those that
-// there are, and passthrough begins when no cached one is left. It never ends, since a mapping outlives its handle unseen; and no
-// upper becomes less than complete. A lower file that could be written has no passthrough ever.
+// there are, and passthrough begins when no cached one is left. That of an upper never ends, since a mapping outlives its handle
+// unseen; and no upper becomes less than complete. A shared open never can write. Where an open that can meets shared ones, the inode
+// is split: it gets a new nodeid, for all opens from then on, and the old one keeps its handles, whose reads come here and
+// find what was written; only their mappings show the lower file still.
 // Compare: fs/fuse/iomode.c (Linux 6.18).
 
 // IOPolicy says which io modes a mount uses.
@@ -53,6 +58,36 @@ func (p IOPolicy) String() string {
 // wants says whether passthrough is asked of the kernel.
 func (p IOPolicy) wants() bool { return p == IOPassthrough || p == IOAuto && privileged() }
 
+// Sharing says which lower files of a mount that can be written use the lower's own pages, and so share them with other mounts.
+type Sharing uint8
+
+const (
+	// SharingExec shares programs and libraries (ELF executables and shared objects) while they are run or mapped. A mapping that was
+	// made before such a file is written does not show the write, as on the kernel's overlayfs; read(2) does.
+	SharingExec Sharing = iota
+	// SharingNone shares nothing: a mapping of any file shows every write.
+	SharingNone
+	// SharingMapped is SharingExec for files of every kind. Each read(2) of a lower file is a request then.
+	SharingMapped
+	// SharingAll shares every lower file that is opened for reading, read(2) included: a descriptor that was opened before the
+	// first write never shows it, nor any later one.
+	SharingAll
+)
+
+func (s Sharing) String() string {
+	switch s {
+	case SharingExec:
+		return "exec"
+	case SharingNone:
+		return "none"
+	case SharingMapped:
+		return "mapped"
+	case SharingAll:
+		return "all"
+	}
+	return fmt.Sprintf("Sharing(%d)", uint8(s))
+}
+
 // ioMode is that of one open.
 type ioMode uint8
 
@@ -61,15 +96,20 @@ const (
 	ioPassthrough
 )
 
-// inodeIO is the io mode of an inode.
+// inodeIO is the io mode of one nodeid of an inode.
 //
-// Locks: mu is held while a backing file is registered; it comes before connection.mu and those of copyup.File.
+// Locks: mu is held while a backing file is registered; it comes before connection.mu, table.mu and those of copyup.File.
 type inodeIO struct {
+	id uint64 // nodeid
+
 	mu          sync.Mutex
 	cached      int   // opens
-	passthrough int   // opens, direct ones too
+	passthrough int   // opens, direct and shared ones too
 	mappable    int   // of these, how many a shared mapping can write through
 	backing     int32 // while there are any of them
+	shared      bool  // the backing file is the lower's, of a file that can be written
+	// split: the nodeid was made for an open that changes the file. The caller looks the name up once, so the open must succeed then.
+	split bool
 	// mapped: there was a mappable one. Its mapping may live, and nothing tells when it is gone.
 	mapped bool
 	// never: the kernel refused the backing file.
@@ -78,6 +118,7 @@ type inodeIO struct {
 
 // opening is how an open is answered.
 type opening struct {
+	io      *inodeIO
 	mode    ioMode
 	flags   uint32 // FOPEN
 	backing int32
@@ -86,78 +127,166 @@ type opening struct {
 // mayMap tells whether a shared mapping of a descriptor with these open(2) flags can write.
 func mayMap(flags uint32) bool { return flags&unix.O_ACCMODE == unix.O_RDWR }
 
-// openIO decides the io mode of one more open of a regular file, and counts it.
+// ioState is the current nodeid's.
+func (in *inode) ioState() *inodeIO {
+	for {
+		if o := in.io.Load(); o != nil {
+			return o
+		}
+		in.io.CompareAndSwap(nil, &inodeIO{id: in.id.Load()})
+	}
+}
+
+// splitFor makes the caller look the name up again if its open can't be of this nodeid: it was split off, or has to be.
 //
-// Errors: EIO where a mapping may live that no other mode would be coherent with.
-func (fs *FS) openIO(in *inode, f *copyup.File, flags uint32, setID bool) (opening, error) {
-	o := &in.io
+// Errors: ESTALE. Compare: fs/namei.c:do_filp_open(), which then looks up without trust in what it has.
+func (fs *FS) splitFor(in *inode, f *copyup.File, req *openRequest) error {
+	o := in.ioState()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.passthrough > 0 || o.cached == 0 && !o.never && fs.canPassthrough(in, f) {
-		err := fs.startPassthrough(o, f)
+	return fs.splitLocked(in, o, f, req)
+}
+
+// splitLocked is splitFor.
+//
+// Locks: o.mu is held.
+func (fs *FS) splitLocked(in *inode, o *inodeIO, f *copyup.File, req *openRequest) error {
+	switch {
+	case o != in.io.Load() || req.nodeID != o.id:
+		return unix.ESTALE
+	case o.shared && (req.changes() || f.State() >= copyup.UpperShared):
+		in.io.Store(&inodeIO{id: fs.tab.renumber(in), split: true})
+		fs.conn.forgetAttr(o.id) // what is changed by the new nodeid does not reach it
+		return unix.ESTALE
+	}
+	return nil
+}
+
+// openIO decides the io mode of one more open of a regular file, and counts it.
+//
+// Errors: ESTALE if the inode has been split; EIO where a mapping may live that no other mode would be coherent with.
+func (fs *FS) openIO(in *inode, f *copyup.File, req *openRequest, setID bool) (opening, error) {
+	o := in.ioState()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err := fs.splitLocked(in, o, f, req); err != nil {
+		return opening{}, err
+	}
+	if o.passthrough > 0 {
+		return o.add(fs, req, setID), nil
+	}
+	if o.cached == 0 && !o.never {
+		err := fs.startPassthrough(in, o, f, req)
 		if err == nil {
-			return o.add(fs, in, flags, setID), nil
+			return o.add(fs, req, setID), nil
 		}
 		if o.mapped {
 			return opening{}, err
 		}
-		o.never = true
-		fs.log.WithError(err).WithField("ino", in.ino).Debug("overlay: no passthrough")
+		if !errors.Is(err, errCached) {
+			o.never = true
+			fs.log.WithError(err).WithField("ino", in.ino).Debug("overlay: no passthrough")
+		}
 	}
 	o.cached++
-	return opening{mode: ioCached, flags: cachedFlags(canWrite(flags))}, nil
+	return opening{io: o, mode: ioCached, flags: cachedFlags(canWrite(req.flags))}, nil
 }
 
-// canPassthrough tells a file whose data is all in one real file that may be written, or need not be.
-func (fs *FS) canPassthrough(in *inode, f *copyup.File) bool {
+// errCached says that an open is none for passthrough. It is no answer.
+var errCached = errors.New("the policy says cached")
+
+// startPassthrough registers the real file of an inode that has no open, if the policy says so.
+//
+// Errors: errCached; those of opening and registering it.
+// Locks: o.mu is held.
+func (fs *FS) startPassthrough(in *inode, o *inodeIO, f *copyup.File, req *openRequest) error {
 	if !fs.passthrough {
-		return false
+		return errCached
 	}
-	switch f.State() {
-	case copyup.Upper:
+	register := func(real *os.File) (err error) {
+		o.backing, err = fs.conn.register(int(real.Fd()))
+		return err
+	}
+	switch {
+	case f.State() == copyup.Upper:
+		o.shared = false
+		return f.WithUpper(register)
+	case f.State() == copyup.UpperShared || in.upper().exists && fs.readOnly():
+		return errCached
+	case !fs.readOnly() && (req.changes() || o.split || !fs.shares(in, f)):
+		return errCached
+	}
+	err := f.WithLower(register)
+	if err != nil && o.backing != 0 {
+		fs.conn.unregister(o.backing)
+		o.backing = 0
+	}
+	if errors.Is(err, copyup.ErrMovedUp) {
+		return errCached
+	}
+	o.shared = err == nil && !fs.readOnly()
+	return err
+}
+
+// shares tells whether a lower file's own pages may be used on a mount that can be written.
+func (fs *FS) shares(in *inode, f *copyup.File) bool {
+	switch fs.cfg.Sharing {
+	case SharingExec:
+		return isELF(in, f)
+	case SharingMapped, SharingAll:
 		return true
-	case copyup.Lower, copyup.LowerShared:
-		return fs.readOnly() && !in.upper().exists
-	case copyup.UpperShared:
+	case SharingNone:
 	}
 	return false
 }
 
-// startPassthrough registers the real file, unless it is.
-//
-// Locks: o.mu is held.
-func (fs *FS) startPassthrough(o *inodeIO, f *copyup.File) error {
-	if o.backing != 0 {
-		return nil
+// isELF tells a program or a shared object, by its first bytes. It is found out once: what is shared is not written.
+func isELF(in *inode, f *copyup.File) bool {
+	const unknown, no, yes = 0, 1, 2
+	if v := in.elf.Load(); v != unknown {
+		return v == yes
 	}
-	return f.WithCurrent(func(real *os.File) (err error) {
-		o.backing, err = fs.conn.register(int(real.Fd()))
-		return err
-	})
+	var head [18]byte // e_ident and e_type of elf(5)
+	n, err := f.ReadAt(head[:], 0)
+	if err != nil {
+		return false
+	}
+	v := uint32(no)
+	const typeExec, typeShared = 2, 3
+	if n == len(head) && string(head[:4]) == "\x7fELF" {
+		// e_type has the byte order of e_ident[EI_DATA]; one of its bytes is 0.
+		if t := head[16] | head[17]; t == typeExec || t == typeShared {
+			v = yes
+		}
+	}
+	in.elf.Store(v)
+	return v == yes
 }
+
+// modeExec is in the flags of an open for execve(2). Source: include/linux/fs.h:__FMODE_EXEC (Linux 6.18).
+const modeExec = 0x20
 
 // add counts a passthrough open.
 //
 // Locks: o.mu is held.
-func (o *inodeIO) add(fs *FS, in *inode, flags uint32, setID bool) opening {
-	a := opening{mode: ioPassthrough, flags: fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, backing: o.backing}
-	if setID && canWrite(flags) {
+func (o *inodeIO) add(fs *FS, req *openRequest, setID bool) opening {
+	a := opening{io: o, mode: ioPassthrough, flags: fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, backing: o.backing}
+	if setID && canWrite(req.flags) || o.shared && req.flags&modeExec == 0 && fs.cfg.Sharing != SharingAll {
 		a.flags |= fuse.FOPEN_DIRECT_IO
 	}
 	o.passthrough++
-	if mayMap(flags) && !fs.readOnly() {
+	if mayMap(req.flags) && !fs.readOnly() {
 		o.mappable++
-		if !o.mapped || o.mappable == 1 {
+		if o.mappable == 1 {
 			o.mapped = true
-			fs.conn.forgetAttr(in.id) // what the kernel has was to last
+			fs.conn.forgetAttr(o.id) // what the kernel has was to last
 		}
 	}
 	return a
 }
 
-// closeIO takes an open back.
-func (fs *FS) closeIO(in *inode, mode ioMode, flags uint32) {
-	o := &in.io
+// close takes an open back.
+func (o *inodeIO) close(fs *FS, mode ioMode, flags uint32) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if mode == ioCached {
@@ -170,7 +299,7 @@ func (fs *FS) closeIO(in *inode, mode ioMode, flags uint32) {
 	}
 	if o.passthrough == 0 {
 		fs.conn.unregister(o.backing)
-		o.backing = 0
+		o.backing, o.shared = 0, false
 	}
 }
 
@@ -196,17 +325,31 @@ const (
 	afterMapping = time.Second
 )
 
-// attrTime is how long the kernel may believe the attributes of in.
-func (in *inode) attrTime() time.Duration {
-	in.io.mu.Lock()
-	defer in.io.mu.Unlock()
-	switch {
-	case in.io.mappable > 0:
+// attrTime is how long the kernel may believe the attributes of in under a nodeid.
+func (in *inode) attrTime(id uint64) time.Duration {
+	if id != in.id.Load() {
 		return 0
-	case in.io.mapped:
+	}
+	o := in.io.Load()
+	if o == nil {
+		return cacheTime
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.mappable > 0:
+		return 0
+	case o.mapped:
 		return afterMapping
 	}
 	return cacheTime
+}
+
+// changedThrough makes the kernel ask again for attributes that were changed through an older nodeid.
+func (fs *FS) changedThrough(in *inode, id uint64) {
+	if now := in.id.Load(); now != id {
+		fs.conn.forgetAttr(now)
+	}
 }
 
 // probePassthrough finds out whether the kernel takes real files on the mounted connection: at all, and of the upper.

@@ -71,6 +71,15 @@ var knownOptions = map[string]optionName{
 		}
 		return fmt.Errorf("not auto, passthrough or cached")
 	}},
+	"sharing": {value: func(p *optionParser, v string) error {
+		for _, s := range []Sharing{SharingExec, SharingNone, SharingMapped, SharingAll} {
+			if v == s.String() {
+				p.Config.Sharing = s
+				return nil
+			}
+		}
+		return fmt.Errorf("not none, exec, mapped or all")
+	}},
 	"upper_cache":   sizeOption(func(c *Config, n int64) { c.engine().CacheBytes = n }),
 	"drop_after":    timeOption(func(c *Config) *time.Duration { return &c.engine().DropAfter }),
 	"settle_after":  timeOption(func(c *Config) *time.Duration { return &c.engine().SettleAfter }),

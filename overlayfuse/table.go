@@ -34,14 +34,14 @@ func (t *table) intern(n *inode, a alias) *inode {
 	defer t.mu.Unlock()
 	old := t.byKey[n.key]
 	if n.up.exists && !n.isDir() {
-		if live := t.byUpper[n.up.key]; live != nil && live.same(n) {
+		if live := t.byUpper[n.up.key]; live != nil && live.same(n, a.upper) {
 			old = live
 		}
 	}
-	if old != nil && !old.same(n) {
+	if old != nil && !old.same(n, a.upper) {
 		n.key = n.up.key
 		n.ino = n.fs.inos.number(n.key)
-		if old = t.byKey[n.key]; old != nil && !old.same(n) {
+		if old = t.byKey[n.key]; old != nil && !old.same(n, a.upper) {
 			delete(t.byKey, n.key)
 			old.hashed = false
 			old = nil
@@ -51,9 +51,10 @@ func (t *table) intern(n *inode, a alias) *inode {
 	if in == nil {
 		in = n
 		t.last++
-		in.id = t.last
+		in.seq = t.last
+		in.id.Store(t.last)
 		in.hashed = true
-		t.byID[in.id] = in
+		t.byID[in.seq] = in
 		t.byKey[in.key] = in
 		if in.up.exists && !in.isDir() {
 			t.byUpper[in.up.key] = in
@@ -64,10 +65,11 @@ func (t *table) intern(n *inode, a alias) *inode {
 	return in
 }
 
-// same tells whether two inodes of one identity are one object: they are unless their uppers differ.
+// same tells whether two inodes of one identity are one object: they are unless their uppers differ. named: the upper holds the
+// name that n was found by.
 //
 // Locks: n is not shared yet.
-func (in *inode) same(n *inode) bool {
+func (in *inode) same(n *inode, named bool) bool {
 	if in.typ != n.typ {
 		return false
 	}
@@ -81,6 +83,10 @@ func (in *inode) same(n *inode) bool {
 	case in.isDir() && in.up.exists != n.up.exists:
 		// A directory is found with its upper, or both without; a copy-up may just have happened.
 		return in.lower != nil
+	case named && n.up.exists && !in.isDir():
+		// Nobody copies up while a name is looked up, but by another one, which the index knows: the name of in is one whose whiteout is
+		// lost.
+		return false
 	}
 	return true
 }
@@ -149,9 +155,21 @@ func (t *table) unhashLocked(in *inode) {
 func (t *table) raised(in *inode, k objKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[in.id] == in && !in.isDir() {
+	if t.byID[in.seq] == in && !in.isDir() {
 		t.byUpper[k] = in
 	}
+}
+
+// renumber gives an inode a new nodeid, which lookups answer from now on. Requests for the older ones find it still: their lookups are
+// counted together.
+func (t *table) renumber(in *inode) (id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	in.older = append(in.older, in.id.Load())
+	in.id.Store(t.last)
+	t.byID[t.last] = in
+	return t.last
 }
 
 // ref counts one more lookup of an inode that the caller knows to live.
@@ -165,7 +183,7 @@ func (t *table) ref(in *inode) {
 func (t *table) refLive(in *inode) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[in.id] != in {
+	if t.byID[in.seq] != in {
 		return false
 	}
 	in.nlookup++
@@ -192,10 +210,14 @@ func (t *table) forget(in *inode, n uint64) {
 // Locks: mu is held.
 func (t *table) reap(in *inode) {
 	for in != nil && in.nlookup == 0 && in.children == 0 && !in.root {
-		if t.byID[in.id] != in {
+		if t.byID[in.seq] != in {
 			return
 		}
-		delete(t.byID, in.id)
+		delete(t.byID, in.seq)
+		for _, id := range in.older {
+			delete(t.byID, id)
+		}
+		delete(t.byID, in.id.Load())
 		t.unhashLocked(in)
 		in.mu.Lock()
 		aliases, pin := in.aliases, in.pin
@@ -226,8 +248,10 @@ func (t *table) all() []*inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	ins := make([]*inode, 0, len(t.byID))
-	for _, in := range t.byID {
-		ins = append(ins, in)
+	for id, in := range t.byID {
+		if id == in.seq {
+			ins = append(ins, in)
+		}
 	}
 	return ins
 }
