@@ -29,7 +29,9 @@ type openRequest struct {
 	nodeID    uint64
 	flags     uint32 // of open(2)
 	caller    fuse.Caller
-	killSetID bool // with O_TRUNC, by a caller without CAP_FSETID
+	killSetID bool     // with O_TRUNC, by a caller without CAP_FSETID
+	file      *os.File // the upper of a file that was just made; nil: it is to be opened
+	setID     bool     // that file has set-id bits
 }
 
 // changes tells an open that can write, or truncates, which O_RDONLY does too.
@@ -45,7 +47,7 @@ func (fs *FS) open(in *inode, o openRequest, out *fuse.OpenOut) error {
 		return unix.EROFS
 	}
 	f := fs.data(in)
-	if err := f.Open(write); err != nil {
+	if err := f.OpenWith(o.file, write); err != nil {
 		return err
 	}
 	a, err := fs.prepareOpen(in, f, o)
@@ -62,8 +64,8 @@ func (fs *FS) open(in *inode, o openRequest, out *fuse.OpenOut) error {
 
 // prepareOpen is what is done between counting an open and answering it: whatever can fail.
 func (fs *FS) prepareOpen(in *inode, f *copyup.File, o openRequest) (a opening, err error) {
-	setID := false
-	if o.changes() {
+	setID := o.setID
+	if o.changes() && o.file == nil {
 		if setID, err = fs.mayWrite(in, f, o.flags&unix.O_APPEND != 0); err != nil {
 			return a, err
 		}

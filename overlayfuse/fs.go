@@ -37,6 +37,7 @@ type FS struct {
 	copies copyup.Stats
 	engine copyup.Options // of every file; Log apart
 
+	euid, egid  int // of the process, and so of what it makes
 	conn        connection
 	passthrough bool // the kernel takes real files; set before the mount is used
 
@@ -71,6 +72,8 @@ func New(cfg Config) (*FS, error) {
 		tab:           newTable(),
 		log:           cfg.Log,
 		conn:          connection{fd: -1},
+		euid:          os.Geteuid(),
+		egid:          os.Getegid(),
 	}
 	if fs.log == nil {
 		fs.log = logrus.NewEntry(logrus.StandardLogger())

@@ -58,7 +58,9 @@ type inode struct {
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
 	io   atomic.Pointer[inodeIO]     // regular files: made by the first open, and by a split
-	elf  atomic.Uint32               // regular files: see isELF
+	// absent says which attributes neither the upper object has nor, before there is one, the lower.
+	absent absentXattrs
+	elf    atomic.Uint32 // regular files: see isELF
 }
 
 // upperObj is the object of the upper, if there is one.
