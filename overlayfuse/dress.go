@@ -27,8 +27,10 @@ func (fs *FS) dress(fd int, in *inode, data upperData) error {
 	if err != nil {
 		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.refs[0]), err)
 	}
-	if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
-		return err
+	if now, err := statAt(fd, ""); err != nil || now.Uid != st.Uid || now.Gid != st.Gid {
+		if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
 	}
 	if in.typ != unix.S_IFLNK {
 		if err := chmodFD(fd, st.Mode); err != nil {
