@@ -93,7 +93,8 @@ func New(cfg Config) (*FS, error) {
 
 // openEngine finds out how the upper's file system can copy up.
 func (fs *FS) openEngine() error {
-	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile, PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
+	// Of a mount that can't be written nothing is to be synced, or to become plain.
+	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile || fs.readOnly(), PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
 	if !fs.layers.hasUpper() || fs.cfg.ReadOnly {
 		fs.engine.Unit = 4096 // what an upper that is only read was written with, on most; alignment is checked
 	}
