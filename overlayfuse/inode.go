@@ -80,15 +80,7 @@ func (in *inode) isDir() bool { return isDir(in.typ) }
 // mergedDir tells a directory that is not of one layer alone: its link count says nothing.
 // Compare: fs/overlayfs/inode.c:ovl_getattr(), OVL_TYPE_MERGE.
 func (in *inode) mergedDir() bool {
-	return in.isDir() && in.lower != nil && (in.upper().exists || len(in.lower.refs) > 1)
-}
-
-// lowerDirs are the real directories of the lower layers that merge here.
-func (in *inode) lowerDirs() []ref {
-	if in.lower == nil {
-		return nil
-	}
-	return in.lower.refs
+	return in.isDir() && in.lower != nil && (in.upper().exists || in.lower.depth() > 1)
 }
 
 func (in *inode) upper() upperObj {

@@ -52,7 +52,7 @@ func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
 
 // lookup finds name in the directory p and counts a lookup of the result. Nil, nil: there is no such name.
 //
-// Errors: ENAMETOOLONG; those of chain.lookup.
+// Errors: ENAMETOOLONG; those of chain.child.
 // Locks: takes the reservation of p.
 // Compare: fs/overlayfs/namei.c:ovl_lookup().
 func (fs *FS) lookup(p *inode, name string) (*inode, error) {
@@ -98,13 +98,13 @@ func (fs *FS) lookupLower(p *inode, name string) (*entry, error) {
 	if p.lower == nil {
 		return nil, nil
 	}
-	return fs.chain.lookup(p.lower.refs, name, joinPath(p.lower.path, name))
+	return fs.chain.child(p.lower, name)
 }
 
 // fromLower is the inode for a name that only lower layers have. If it is another name of a file that was copied up,
 // the index leads to the upper.
 func (fs *FS) fromLower(lower *entry) (*candidate, error) {
-	in := &inode{fs: fs, typ: lower.st.Mode & unix.S_IFMT, lower: lower, key: keyOf(&lower.st)}
+	in := &inode{fs: fs, typ: lower.st.Mode & unix.S_IFMT, lower: lower, key: lower.st.key()}
 	in.ino = fs.inos.number(in.key)
 	if !lower.isDir() && lower.st.Nlink > 1 && !fs.index.empty() {
 		mark, err := fs.markOf(lower)
@@ -122,14 +122,14 @@ func (fs *FS) fromLower(lower *entry) (*candidate, error) {
 
 // markOf is the origin mark for a lower object.
 func (fs *FS) markOf(lower *entry) ([]byte, error) {
-	p, err := fs.lowerPlace(lower.refs[0], lower.isDir())
+	p, err := fs.lowerPlace(lower.top(), lower.isDir())
 	if err != nil {
 		return nil, err
 	}
 	defer p.release()
 	mark, err := fs.origin.encode(p.dir.fd, p.name, lower.st.Dev)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fs.chain.where(lower.refs[0]), err)
+		return nil, fmt.Errorf("%s: %w", fs.chain.where(lower.top()), err)
 	}
 	return mark, nil
 }
@@ -231,7 +231,7 @@ func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, path string) error
 	}
 	if lower != nil && lower.isDir() {
 		in.lower = lower
-		in.key = keyOf(&lower.st)
+		in.key = lower.st.key()
 	}
 	return nil
 }
@@ -242,7 +242,7 @@ func (fs *FS) below(p *inode, name, redirect string) (*entry, error) {
 	case redirect == "":
 		return fs.lookupLower(p, name)
 	case strings.HasPrefix(redirect, "/"):
-		return fs.chain.walk(redirect[1:])
+		return fs.chain.walk(fs.root.lower, redirect[1:])
 	}
 	return fs.lookupLower(p, redirect)
 }
@@ -263,7 +263,7 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *u
 	}
 	if len(mark) == 0 {
 		if in.up.data != dataHere && in.lower.st.Nlink == 1 {
-			in.key = keyOf(&in.lower.st) // its data says what it was copied from
+			in.key = in.lower.st.key() // its data says what it was copied from
 		}
 		return nil
 	}
@@ -304,7 +304,7 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 	if err != nil || !bytes.Equal(m, mark) {
 		return unix.Stat_t{}, false
 	}
-	return lower.st, true
+	return lower.st.stat(), true
 }
 
 // joinData finds the lower data of a metacopy file.
@@ -390,7 +390,7 @@ func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperDa
 	if now, err := getSize(path); err != nil || now > 0 { // another name of it was looked up meanwhile
 		return data, min(limit, now), err
 	}
-	fs.log.WithFields(logrus.Fields{"path": lower.path, "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
+	fs.log.WithFields(logrus.Fields{"path": lower.path(), "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err == nil {
 		err = giveSize(fd, size)
