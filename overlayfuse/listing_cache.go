@@ -56,12 +56,11 @@ func (c *listingCache) largest() int64 {
 	return c.budget / 2
 }
 
-// add takes a listing in.
+// add takes a listing in. Until it is used again it is the first to go: a walk of a large tree evicts little but itself.
 func (c *listingCache) add(ch *chain, l *listing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l.chain, l.cost = ch, l.bytes()
-	l.used.Store(true)
 	l.place = c.clock.PushFront(l)
 	c.bytes += l.cost
 	if up := l.dir.up; up != nil {
