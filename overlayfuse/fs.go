@@ -139,8 +139,8 @@ func (fs *FS) openRoot() error {
 	}
 	root.key = lower.st.key()
 	root.ino = fs.inos.number(root.key)
-	fs.tab.byID[root.id] = root
-	fs.tab.byKey[root.key] = root
+	fs.tab.byID.put(root)
+	fs.tab.byKey.put(root)
 	fs.tab.last = root.id
 	fs.root = root
 	return nil

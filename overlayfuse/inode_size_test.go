@@ -13,7 +13,7 @@ import (
 // TestMemoryOfLiveInodes: an inode that the kernel holds costs at most 500 bytes, with all that the tables and the listings have
 // of it.
 func TestMemoryOfLiveInodes(t *testing.T) {
-	const dirs, files, most = 100, 300, 500
+	const dirs, files, most = 50, 200, 500
 	dir := t.TempDir()
 	for i := range dirs {
 		p := fmt.Sprint(dir, "/directory_", i)

@@ -66,6 +66,9 @@ func (fs *FS) lookup(p *inode, name string) (*inode, error) {
 	if n == nil || err != nil {
 		return nil, err
 	}
+	if e := n.lower; e != nil && e.name == name {
+		name = e.name // one string for both
+	}
 	return fs.tab.intern(n.inode, alias{parent: p, name: name, upper: n.named}), nil
 }
 

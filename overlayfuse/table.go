@@ -7,8 +7,8 @@ import "sync"
 // Locks: mu is held across no system call; inode.mu may be taken under it.
 type table struct {
 	mu    sync.Mutex
-	byID  map[uint64]*inode
-	byKey map[objKey]*inode
+	byID  inodeMap[uint64]
+	byKey inodeMap[objKey]
 	// byUpper is the inodes of files by their upper object. Its marks may stop saying which object a file was (an origin that can't be
 	// read or written): the live inode stays the one.
 	byUpper map[objKey]*inode
@@ -16,14 +16,24 @@ type table struct {
 }
 
 func newTable() *table {
-	return &table{byID: map[uint64]*inode{}, byKey: map[objKey]*inode{}, byUpper: map[objKey]*inode{}}
+	return &table{
+		byID: inodeMap[uint64]{
+			key:  func(in *inode) uint64 { return in.id },
+			next: func(in *inode) **inode { return &in.nextID },
+		},
+		byKey: inodeMap[objKey]{
+			key:  func(in *inode) objKey { return in.key },
+			next: func(in *inode) **inode { return &in.nextKey },
+		},
+		byUpper: map[objKey]*inode{},
+	}
 }
 
 // get is the inode of a nodeid that the kernel holds.
 func (t *table) get(id uint64) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byID[id]
+	return t.byID.get(id)
 }
 
 // intern is the live inode of the same object as n, or n itself, entered. It counts one lookup and adds the alias.
@@ -32,7 +42,7 @@ func (t *table) get(id uint64) *inode {
 func (t *table) intern(n *inode, a alias) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old := t.byKey[n.key]
+	old := t.byKey.get(n.key)
 	if n.up.exists && !n.isDir() {
 		if live := t.byUpper[n.up.key]; live != nil && live.same(n) {
 			old = live
@@ -41,8 +51,8 @@ func (t *table) intern(n *inode, a alias) *inode {
 	if old != nil && !old.same(n) {
 		n.key = n.up.key
 		n.ino = n.fs.inos.number(n.key)
-		if old = t.byKey[n.key]; old != nil && !old.same(n) {
-			delete(t.byKey, n.key)
+		if old = t.byKey.get(n.key); old != nil && !old.same(n) {
+			t.byKey.remove(old)
 			old.hashed = false
 			old = nil
 		}
@@ -53,8 +63,8 @@ func (t *table) intern(n *inode, a alias) *inode {
 		t.last++
 		in.id = t.last
 		in.hashed = true
-		t.byID[in.id] = in
-		t.byKey[in.key] = in
+		t.byID.put(in)
+		t.byKey.put(in)
 		if in.up.exists && !in.isDir() {
 			t.byUpper[in.up.key] = in
 		}
@@ -136,8 +146,8 @@ func (t *table) unhash(in *inode) {
 }
 
 func (t *table) unhashLocked(in *inode) {
-	if in.hashed && t.byKey[in.key] == in {
-		delete(t.byKey, in.key)
+	if in.hashed {
+		t.byKey.remove(in)
 	}
 	in.hashed = false
 	if u := in.upper(); t.byUpper[u.key] == in {
@@ -149,7 +159,7 @@ func (t *table) unhashLocked(in *inode) {
 func (t *table) raised(in *inode, k objKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[in.id] == in && !in.isDir() {
+	if t.byID.get(in.id) == in && !in.isDir() {
 		t.byUpper[k] = in
 	}
 }
@@ -165,7 +175,7 @@ func (t *table) ref(in *inode) {
 func (t *table) refLive(in *inode) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[in.id] != in {
+	if t.byID.get(in.id) != in {
 		return false
 	}
 	in.nlookup++
@@ -192,10 +202,10 @@ func (t *table) forget(in *inode, n uint64) {
 // Locks: mu is held.
 func (t *table) reap(in *inode) {
 	for in != nil && in.nlookup == 0 && in.children == 0 && !in.root {
-		if t.byID[in.id] != in {
+		if t.byID.get(in.id) != in {
 			return
 		}
-		delete(t.byID, in.id)
+		t.byID.remove(in)
 		t.unhashLocked(in)
 		in.mu.Lock()
 		aliases, pin := in.aliases, in.pin
@@ -225,9 +235,5 @@ func (t *table) reap(in *inode) {
 func (t *table) all() []*inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ins := make([]*inode, 0, len(t.byID))
-	for _, in := range t.byID {
-		ins = append(ins, in)
-	}
-	return ins
+	return t.byID.all()
 }
