@@ -59,7 +59,7 @@ func (b *listingBuilder) readDir(at int, d *dirFD) error {
 		return err
 	}
 	b.devs = append(b.devs, st.Dev)
-	xwhiteouts := b.chain.xwhiteouts(procFD(d.fd) + "/.")
+	xwhiteouts := b.chain.xwhiteouts(d.fd)
 	for _, e := range raw {
 		if i, ok := b.at[e.name]; ok {
 			if b.also == nil {

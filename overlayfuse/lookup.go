@@ -144,14 +144,14 @@ func (fs *FS) joinIndex(in *inode, mark []byte) error {
 	if !ok {
 		return nil
 	}
-	p := procAt(fs.index.dir.fd, name)
+	o := objectAt{fs.index.dir.fd, name}
 	st, err := statAt(fs.index.dir.fd, name)
 	if err != nil {
 		return fmt.Errorf("index entry %s: %w", name, err)
 	}
 	data, limit, err := dataHere, st.Size, error(nil)
 	if in.typ == unix.S_IFREG {
-		if data, limit, err = fs.readUpperData(in.lower, p, &st); err != nil {
+		if data, limit, err = fs.readUpperData(in.lower, o, &st); err != nil {
 			return fmt.Errorf("index entry %s: %w", name, err)
 		}
 	}
@@ -170,7 +170,7 @@ func (fs *FS) loadLinks(in *inode, name string, lower int) error {
 		lower = int(st.Nlink) - 1
 	}
 	in.link = linkCount{index: name, lower: lower, names: lower}
-	v, err := getXattr(procAt(fs.index.dir.fd, name), fs.prefix+"nlink")
+	v, err := getXattr(objectAt{fs.index.dir.fd, name}, fs.prefix+"nlink")
 	if noXattr(err) {
 		return nil
 	}
@@ -207,9 +207,9 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 	in := &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: keyOf(&st)}
 	in.up = upperObj{exists: true, key: keyOf(&st)}
 	if isDir(st.Mode) {
-		err = fs.mergeUpperDir(p, name, in, procAt(d.fd, name))
+		err = fs.mergeUpperDir(p, name, in, objectAt{d.fd, name})
 	} else {
-		err = fs.joinLowerFile(p, name, in, procAt(d.fd, name), &st)
+		err = fs.joinLowerFile(p, name, in, objectAt{d.fd, name}, &st)
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("%q in the upper: %w", name, err)
@@ -219,8 +219,8 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 }
 
 // mergeUpperDir finds the lower directories that merge with an upper one.
-func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, path string) error {
-	m, err := readDirMarks(path, fs.prefix)
+func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, o objectAt) error {
+	m, err := readDirMarks(o, fs.prefix)
 	if err != nil {
 		return err
 	}
@@ -254,13 +254,13 @@ func (fs *FS) below(p *inode, name, redirect string) (*entry, error) {
 // and where its data is if it holds none.
 //
 // Errors: EIO for a metacopy file without lower data.
-func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *unix.Stat_t) error {
-	mark, err := getXattr(path, fs.prefix+"origin")
+func (fs *FS) joinLowerFile(p *inode, name string, in *inode, o objectAt, st *unix.Stat_t) error {
+	mark, err := getXattr(o, fs.prefix+"origin")
 	if err != nil && !noXattr(err) {
 		return fmt.Errorf("read origin: %w", err)
 	}
 	if in.typ == unix.S_IFREG {
-		if err := fs.joinData(p, name, in, path, st); err != nil {
+		if err := fs.joinData(p, name, in, o, st); err != nil {
 			return err
 		}
 	}
@@ -286,7 +286,7 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *u
 	// A lower file with several names that was copied up without an index (by the kernel's overlayfs) is one of several copies.
 	sole := indexed || origin.Nlink == 1
 	if ok && !sole {
-		if sole, err = hasXattr(path, fs.prefix+soleMark); err != nil {
+		if sole, err = hasXattr(o, fs.prefix+soleMark); err != nil {
 			return fmt.Errorf("read %s: %w", soleMark, err)
 		}
 	}
@@ -311,11 +311,11 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 }
 
 // joinData finds the lower data of a metacopy file.
-func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.Stat_t) (err error) {
-	if in.up.data, in.up.limit, err = readData(path, fs.prefix, st.Size); err != nil || in.up.data == dataHere {
+func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.Stat_t) (err error) {
+	if in.up.data, in.up.limit, err = readData(o, fs.prefix, st.Size); err != nil || in.up.data == dataHere {
 		return err
 	}
-	redirect, err := readRedirect(path, fs.prefix)
+	redirect, err := readRedirect(o, fs.prefix)
 	if err != nil {
 		return err
 	}
@@ -327,13 +327,13 @@ func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.S
 		return fmt.Errorf("metacopy file without lower data: %w", unix.EIO)
 	}
 	in.lower = lower
-	in.up.data, in.up.limit, err = fs.readUpperData(lower, path, st)
+	in.up.data, in.up.limit, err = fs.readUpperData(lower, o, st)
 	return err
 }
 
 // endQuiet gives a partial file back what a completion that was killed has changed of it.
-func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
-	v, err := getXattr(path, fs.prefix+wasMark)
+func (fs *FS) endQuiet(o objectAt, st *unix.Stat_t) error {
+	v, err := getXattr(o, fs.prefix+wasMark)
 	if noXattr(err) || fs.readOnly() {
 		return nil
 	}
@@ -349,7 +349,7 @@ func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -361,7 +361,7 @@ func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
 	return fs.removeMark(fd, wasMark)
 }
 
-// getSize is the size of the file at path (procAt).
+// getSize is the size of the file at path (objectAt.path).
 func getSize(path string) (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -372,10 +372,10 @@ func getSize(path string) (int64, error) {
 
 // readUpperData is readData for a file of the upper whose lower is known. One that has its marks and has lost its size in a crash gets
 // it back: see "Crash" of package copyup, btrfs.
-func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperData, int64, error) {
-	data, limit, err := readData(path, fs.prefix, math.MaxInt64)
+func (fs *FS) readUpperData(lower *entry, o objectAt, st *unix.Stat_t) (upperData, int64, error) {
+	data, limit, err := readData(o, fs.prefix, math.MaxInt64)
 	if err == nil && data == dataPartial {
-		err = fs.endQuiet(path, st)
+		err = fs.endQuiet(o, st)
 	}
 	if err != nil || data == dataHere || st.Size > 0 {
 		return data, min(limit, st.Size), err
@@ -390,11 +390,11 @@ func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperDa
 	if fs.tab.hasUpper(keyOf(st)) {
 		return data, 0, nil
 	}
-	if now, err := getSize(path); err != nil || now > 0 { // another name of it was looked up meanwhile
+	if now, err := getSize(o.path()); err != nil || now > 0 { // another name of it was looked up meanwhile
 		return data, min(limit, now), err
 	}
 	fs.log.WithFields(logrus.Fields{"path": lower.path(), "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err == nil {
 		err = giveSize(fd, size)
 		closeFD(fd)

@@ -144,7 +144,7 @@ func (c *chain) lookupLayer(s *search, r ref) error {
 
 // afterDir reads what a found directory says about the layers below it.
 func (c *chain) afterDir(s *search, parent int, here ref) error {
-	m, err := readDirMarks(procAt(parent, s.name), c.prefix)
+	m, err := readDirMarks(objectAt{parent, s.name}, c.prefix)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.where(here), err)
 	}
@@ -162,8 +162,8 @@ func (c *chain) afterFile(s *search, parent int, here ref, st *unix.Stat_t) erro
 		s.opaque = true
 		return nil
 	}
-	p := procAt(parent, s.name)
-	data, _, err := readData(p, c.prefix, 0)
+	o := objectAt{parent, s.name}
+	data, _, err := readData(o, c.prefix, 0)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", c.where(here), err)
@@ -174,7 +174,7 @@ func (c *chain) afterFile(s *search, parent int, here ref, st *unix.Stat_t) erro
 		return nil
 	}
 	s.metacopy = true
-	redirect, err := readRedirect(p, c.prefix)
+	redirect, err := readRedirect(o, c.prefix)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.where(here), err)
 	}
@@ -277,9 +277,9 @@ func (c *chain) isWhiteoutAt(dir int, name string, st *unix.Stat_t) (bool, error
 	if !isReg(st.Mode) || st.Size != 0 {
 		return false, nil
 	}
-	marked, err := hasXattr(procAt(dir, name), c.prefix+"whiteout")
+	marked, err := hasXattr(objectAt{dir, name}, c.prefix+"whiteout")
 	if err != nil {
 		return false, fmt.Errorf("read whiteout: %w", err)
 	}
-	return marked && c.xwhiteouts(procAt(dir, ".")), nil
+	return marked && c.xwhiteouts(dir), nil
 }

@@ -164,12 +164,12 @@ func (l *lister) add(d *dirFD, upper bool) error {
 	}
 	mapped := false // inode numbers are not those of the directory's own entries
 	if upper {
-		if mapped, err = hasXattr(procFD(d.fd)+"/.", l.fs.prefix+"impure"); err != nil {
+		if mapped, err = hasXattr(objectAt{d.fd, "."}, l.fs.prefix+"impure"); err != nil {
 			return fmt.Errorf("read impure: %w", err)
 		}
 		mapped = mapped || l.in.impure.Load()
 	}
-	xwhiteouts := !upper && l.fs.chain.xwhiteouts(procFD(d.fd)+"/.")
+	xwhiteouts := !upper && l.fs.chain.xwhiteouts(d.fd)
 	for _, e := range raw {
 		if l.seen[e.name] {
 			continue
@@ -247,8 +247,8 @@ func (l *lister) resolve(e *dirent) error {
 }
 
 // xwhiteouts tells a directory that says it may hold empty files as whiteouts (opaque=x).
-func (c *chain) xwhiteouts(dir string) bool {
-	v, err := getXattr(dir, c.prefix+"opaque")
+func (c *chain) xwhiteouts(dir int) bool {
+	v, err := getXattr(objectAt{dir, "."}, c.prefix+"opaque")
 	return err == nil && string(v) == "x"
 }
 
