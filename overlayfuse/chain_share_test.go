@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -109,5 +110,36 @@ func TestFailedMountLeavesNoChain(t *testing.T) {
 	}
 	if n := openDescriptors(t); n != before || len(chains.open) != 0 {
 		t.Errorf("%d descriptors before, %d after, %d chains", before, n, len(chains.open))
+	}
+}
+
+// TestMountsComeAndGoAtOnce: mounts of one chain that are made, used and closed at the same time each see all of it, and the last
+// one leaves nothing.
+func TestMountsComeAndGoAtOnce(t *testing.T) {
+	const layers = 5
+	cfg := deepLayers(t, layers)
+	before := openDescriptors(t)
+	var users sync.WaitGroup
+	for user := range 8 {
+		users.Go(func() {
+			for range 20 {
+				fs, err := New(cfg)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				e, err := fs.chain.walk(fs.root.lower, fmt.Sprint("d/f", user%layers))
+				if e == nil || err != nil {
+					t.Errorf("d/f%d: %v, %v", user%layers, e, err)
+				}
+				if err := fs.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	users.Wait()
+	if n := openDescriptors(t); n != before || len(chains.open) != 0 || allListings.bytes != 0 {
+		t.Errorf("%d descriptors before, %d after, %d chains, %d bytes of listings", before, n, len(chains.open), allListings.bytes)
 	}
 }
