@@ -36,6 +36,10 @@ type Log struct {
 type Mount struct {
 	// Options are passed to the mount server for every container's mount, as after -o.
 	Options []Option `toml:"options"`
+	// IO says which open files the kernel reads and writes by itself.
+	IO IO `toml:"io"`
+	// Sharing says which files of an image use the page cache that all containers share.
+	Sharing Sharing `toml:"sharing"`
 	// Views says how read-only snapshots of several layers are mounted.
 	Views Views `toml:"views"`
 }
@@ -70,7 +74,7 @@ func Default() Config {
 		Address:  Socket{"/run/containerd-overlayfuse-grpc/containerd-overlayfuse-grpc.sock"},
 		UsageTTL: Duration{10 * time.Second},
 		Log:      Log{Level: Level{logrus.InfoLevel}, Format: FormatText},
-		Mount:    Mount{Options: []Option{}, Views: ViewsAuto},
+		Mount:    Mount{Options: []Option{}, IO: IOAuto, Sharing: SharingExec, Views: ViewsAuto},
 		Commit:   Commit{Metacopy: MetacopyAuto},
 		Server: Server{
 			Socket:       Socket{"/run/overlayfuse/control.sock"},

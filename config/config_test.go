@@ -20,7 +20,7 @@ func TestExampleSaysWhatDefaultSays(t *testing.T) {
 
 // TestExampleNamesEveryKey: with all its values removed from Default, the example alone gives them back.
 func TestExampleNamesEveryKey(t *testing.T) {
-	for _, key := range []string{"root", "address", "upperdir_label", "usage_ttl", "level", "format", "options", "views",
+	for _, key := range []string{"root", "address", "upperdir_label", "usage_ttl", "level", "format", "options", "io", "sharing", "views",
 		"metacopy", "socket", "autostart", "command", "start_timeout"} {
 		require.Contains(t, Example, "\n"+key+" = ", key)
 	}
@@ -55,6 +55,8 @@ level = "debug"
 format = "json"
 [mount]
 options = ["noacl", "volatile"]
+io = "passthrough"
+sharing = "mapped"
 views = "fuse"
 [commit]
 metacopy = "complete"
@@ -69,7 +71,7 @@ start_timeout = "3s"
 	require.Equal(t, Config{
 		Root: Path{"/srv/snapshots"}, Address: Socket{"/run/a.sock"}, UpperdirLabel: true, UsageTTL: Duration{90 * time.Second},
 		Log:    Log{Level: Level{logrus.DebugLevel}, Format: FormatJSON},
-		Mount:  Mount{Options: []Option{{"noacl"}, {"volatile"}}, Views: ViewsFUSE},
+		Mount:  Mount{Options: []Option{{"noacl"}, {"volatile"}}, IO: IOPassthrough, Sharing: SharingMapped, Views: ViewsFUSE},
 		Commit: Commit{Metacopy: MetacopyComplete},
 		Server: Server{Socket: Socket{"/run/b.sock"}, Command: []string{"/opt/overlayfuse", "serve"},
 			StartTimeout: Duration{3 * time.Second}},
@@ -102,6 +104,9 @@ func TestFaultsNameFileLineAndKey(t *testing.T) {
 		{"[log]\nlevel = \"loud\"", "log.level", "not a log level"},
 		{"[log]\nformat = \"xml\"", "log.format", "not a log format"},
 		{"[mount]\nviews = \"overlay\"", "mount.views", "not a kind of view"},
+		{"[mount]\nio = \"fast\"", "mount.io", "auto, passthrough or cached"},
+		{"[mount]\nsharing = \"libs\"", "mount.sharing", "none, exec, mapped or all"},
+		{"[mount]\noptions = [\"io=auto\"]", "mount.options", "io of [mount]"},
 		{"[mount]\noptions = [\"upperdir=/x\"]", "mount.options", "set by the snapshotter"},
 		{"[mount]\noptions = [\"userxattr\"]", "mount.options", "trusted.overlay"},
 		{"[commit]\nmetacopy = \"yes\"", "commit.metacopy", "auto, keep or complete"},

@@ -26,6 +26,16 @@ format = "text"
 [mount]
 # Options of every container's mount, as after "overlayfuse -o", one per element, for instance ["noacl"].
 options = []
+# Which files the kernel reads, writes and maps by itself, at their file system's speed: "auto" where it can (Linux 6.9 and
+# CAP_SYS_ADMIN), "passthrough" must be able to, or no container starts, "cached" none. Every reader sees every write in each.
+io = "auto"
+# Which files of an image use one page cache for all containers, and what that gives up until a file is opened by somebody else:
+#   "none"    nothing is shared: every container has its own copy in memory of what it reads, and nothing is given up
+#   "exec"    programs and shared libraries; who mapped one before it is written in place does not see the write, read(2) does
+#   "mapped"  the same for files of every kind; each read(2) of a file of the image is a request to the mount server then
+#   "all"     whatever is opened for reading; a descriptor that was opened before the first write never shows it
+# The label containerd.io/snapshot/overlayfuse.sharing on a snapshot comes before this.
+sharing = "exec"
 # Read-only snapshots of several layers: "auto" uses the kernel's overlayfs where it shows them right, "fuse" never does.
 views = "auto"
 

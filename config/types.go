@@ -139,6 +139,58 @@ func (w *Views) UnmarshalText(text []byte) error {
 	return fmt.Errorf("%q is not a kind of view: auto or fuse", text)
 }
 
+// IO says which open files the kernel reads and writes by itself.
+type IO struct{ name string }
+
+func (i IO) String() string { return i.name }
+
+// The ways to read and write.
+var (
+	// IOAuto uses passthrough where it can be had.
+	IOAuto = IO{"auto"}
+	// IOPassthrough fails a mount without it.
+	IOPassthrough = IO{"passthrough"}
+	// IOCached uses none.
+	IOCached = IO{"cached"}
+)
+
+// UnmarshalText reads auto, passthrough or cached.
+func (i *IO) UnmarshalText(text []byte) error {
+	switch v := (IO{string(text)}); v {
+	case IOAuto, IOPassthrough, IOCached:
+		*i = v
+		return nil
+	}
+	return fmt.Errorf("%q is not a way to read and write: auto, passthrough or cached", text)
+}
+
+// Sharing says which files of an image use the page cache that all containers share.
+type Sharing struct{ name string }
+
+func (s Sharing) String() string { return s.name }
+
+// What is shared.
+var (
+	// SharingNone is nothing.
+	SharingNone = Sharing{"none"}
+	// SharingExec is programs and shared objects.
+	SharingExec = Sharing{"exec"}
+	// SharingMapped is the mappings of all files.
+	SharingMapped = Sharing{"mapped"}
+	// SharingAll is all files.
+	SharingAll = Sharing{"all"}
+)
+
+// UnmarshalText reads none, exec, mapped or all.
+func (s *Sharing) UnmarshalText(text []byte) error {
+	switch v := (Sharing{string(text)}); v {
+	case SharingNone, SharingExec, SharingMapped, SharingAll:
+		*s = v
+		return nil
+	}
+	return fmt.Errorf("%q is not what can be shared: none, exec, mapped or all", text)
+}
+
 // Metacopy says what becomes of files, at a commit, whose metadata alone was changed.
 type Metacopy struct{ name string }
 
@@ -182,6 +234,8 @@ func (o *Option) UnmarshalText(text []byte) error {
 	switch name {
 	case "lowerdir", "upperdir", "workdir", "ro", "rw", "fsname":
 		return fmt.Errorf("mount option %q is set by the snapshotter", text)
+	case "io", "sharing":
+		return fmt.Errorf("mount option %q: write it as %s of [mount]", text, name)
 	case "userxattr":
 		return fmt.Errorf("mount option %q: the marks of layers are trusted.overlay attributes", text)
 	}

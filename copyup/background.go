@@ -238,13 +238,13 @@ func (b *Background) startLocked(f *File, t *tracked) {
 		return
 	}
 	full, percent := f.progress()
-	var work func()
+	var work func() bool
 	switch {
 	case full && b.cfg.SettleAfter > 0 && time.Duration(t.idle)*b.cfg.Tick >= b.cfg.SettleAfter:
-		work = func() { b.finish(f, nil) }
+		work = func() bool { return b.finish(f, nil) }
 	case !full && b.cfg.CompleteAbove > 0 && b.cfg.CompleteRate > 0 && percent >= b.cfg.CompleteAbove &&
 		time.Duration(t.hot)*b.cfg.Tick >= b.cfg.CompleteHot:
-		work = func() { b.finish(f, b.pace(f)) }
+		work = func() bool { return b.finish(f, b.pace(f)) }
 	default:
 		return
 	}
@@ -256,10 +256,13 @@ func (b *Background) startLocked(f *File, t *tracked) {
 	t.busy = true
 	b.running.Go(func() {
 		defer func() { <-b.slots }()
-		work()
+		done := work()
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		t.busy, t.hot = false, 0
+		if !done { // what failed is not tried again at once
+			t.idle = 0
+		}
 	})
 }
 
@@ -273,10 +276,12 @@ func (b *Background) pace(f *File) func(context.Context, int) error {
 	}
 }
 
-func (b *Background) finish(f *File, pace func(context.Context, int) error) {
-	if err := f.CompleteWith(b.ctx, pace); err != nil && b.ctx.Err() == nil && !f.forgotten.Load() {
+func (b *Background) finish(f *File, pace func(context.Context, int) error) (done bool) {
+	err := f.CompleteWith(b.ctx, pace)
+	if err != nil && b.ctx.Err() == nil && !f.forgotten.Load() {
 		f.logf("copyup: completion in the background: %v", err)
 	}
+	return err == nil
 }
 
 // Forget lets go of a file whose last name is gone: nothing of it is to be kept longer than its users want.

@@ -5,8 +5,11 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // eventually waits for what the background does.
@@ -162,4 +165,30 @@ func TestWritersAndCompletionMeet(t *testing.T) {
 		s.target.check(Upper)
 		s.target.checkClosed()
 	}
+}
+
+// TestBackgroundRestsAfterAFailure: what can't be made plain is tried again after SettleAfter, and not with every tick.
+func TestBackgroundRestsAfterAFailure(t *testing.T) {
+	s := newScene(t, byRange, false)
+	var tries atomic.Int32
+	s.target.fail = func(call string) error {
+		if call != "Complete" {
+			return nil
+		}
+		tries.Add(1)
+		return unix.EIO
+	}
+	b := quick(BackgroundConfig{SettleAfter: 200 * time.Millisecond})
+	s.File.opts.Background = b
+	if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a try", func() bool { return tries.Load() > 0 })
+	time.Sleep(50 * time.Millisecond) // many ticks
+	if n := tries.Load(); n > 1 {
+		t.Errorf("%d tries in a row", n)
+	}
+	eventually(t, "another try", func() bool { return tries.Load() > 1 })
+	b.Close()
+	s.target.check(UpperShared)
 }

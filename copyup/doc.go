@@ -62,7 +62,9 @@
 // copies that wait for the disk (Options.Unit 0).
 //
 // A file system may write zeros into the block that the end of a file cuts, when the size changes, hole or not: btrfs does. So the
-// unit that the old or the new size cuts is brought to the upper first (cutUnit).
+// unit that the old or the new size cuts is brought to the upper first (cutUnit). And btrfs does not write the zeros behind a new, smaller
+// size: after a power cut, a file that had grown again meanwhile shows what was cut off, also if the truncation was synced, and also if
+// the file is a plain one (Linux 6.18, found by contrib/powercut). Options.StaleTails makes the block dirty.
 //
 // Memory: see TestExtentMapMemory, which prints it. At most 2 bytes for each unit of the file in the worst pattern, 8 KiB for each
 // 65,536 units (256 MiB) where neither runs nor rare units prevail, a few bytes for each run where they do.

@@ -3,6 +3,7 @@ package copyup
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -95,17 +96,40 @@ func (f *File) Opens() (all, writers int) {
 
 // Open counts an open of the file and opens the backing file, so that later operations need no name. It copies nothing.
 // Errors: EIO if poisoned; those of Target.OpenLower or OpenUpper. Then nothing is counted.
-func (f *File) Open(write bool) error {
+func (f *File) Open(write bool) error { return f.OpenWith(nil, write) }
+
+// OpenWith is Open of a file that is complete in the upper and already open: upper is what Target.OpenUpper would return. File
+// takes it over, also if there is an error. Nil: it is opened.
+func (f *File) OpenWith(upper *os.File, write bool) error {
 	if err := f.begin(); err != nil {
+		if upper != nil {
+			err = errors.Join(err, upper.Close())
+		}
 		return err
 	}
 	defer f.end()
-	b, err := f.acquireCurrent()
+	b, err := f.adopt(upper)
+	if b == nil && err == nil {
+		b, err = f.acquireCurrent()
+	}
 	if err != nil {
 		return err
 	}
 	defer f.release(b)
 	return f.countOpen(write)
+}
+
+// adopt puts an open upper into the cache. Nil, nil: there is none, or it is not wanted.
+func (f *File) adopt(upper *os.File) (*backing, error) {
+	if upper == nil {
+		return nil, nil
+	}
+	b, err := f.newBacking(upper, false)
+	if err != nil || f.offer(b) {
+		return b, err
+	}
+	f.closeBacking(b)
+	return nil, nil
 }
 
 func (f *File) countOpen(write bool) error {

@@ -38,10 +38,28 @@ func (f *File) Truncate(size int64) error {
 }
 
 func (f *File) ftruncate(b *backing, size int64) error {
+	tail := f.staleTail(b, size)
 	if err := retryErr(func() error { return f.sys.ftruncate(b.fd, size) }); err != nil {
 		return fmt.Errorf("copyup: truncate to %d: %w", size, err)
 	}
+	if tail.off < tail.end {
+		// It makes the last block dirty, and changes nothing that anybody sees. Without space, the crash is what it is on a plain file.
+		_ = f.sys.fallocate(b.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, tail.off, tail.end-tail.off)
+	}
 	return nil
+}
+
+// staleTail is what of the last block a truncation to size leaves on the disk: see Options.StaleTails.
+func (f *File) staleTail(b *backing, size int64) span {
+	unit := f.opts.Unit
+	if !f.opts.StaleTails || unit == 0 || size%unit == 0 {
+		return span{}
+	}
+	st, err := f.stat(b.fd)
+	if err != nil || st.Size <= size {
+		return span{}
+	}
+	return span{size, (size + unit - 1) &^ (unit - 1)}
 }
 
 // truncateShared is Truncate of a partial file. Making it smaller comes before the limit that says that the lower beyond

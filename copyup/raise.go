@@ -110,6 +110,9 @@ func (r *raiser) truncate(size int64) error {
 // of the part to keep, and the last partial one if it is also the lower's last. Without a size to change yet: a range may
 // end within a block only where both files end.
 func (r *raiser) clone() error {
+	if r.f.stats.noClone.Load() {
+		return nil
+	}
 	st, err := r.f.stat(r.lower.fd)
 	if err != nil {
 		return fmt.Errorf("copyup: stat lower: %w", err)
@@ -125,6 +128,8 @@ func (r *raiser) clone() error {
 	switch {
 	case err == nil:
 		r.cloned = n
+	case errors.Is(err, unix.EOPNOTSUPP): // EXDEV, of another file system, comes before that
+		r.f.stats.noClone.Store(true)
 	case !unsupported(err):
 		return fmt.Errorf("copyup: clone lower: %w", err)
 	}

@@ -259,6 +259,34 @@ func (f *File) WithCurrent(fn func(*os.File) error) error {
 	return fn(b.file)
 }
 
+// WithLower calls fn with the descriptor of the lower, read-only, while all of the data is there. A copy-up may be committed while
+// fn runs, and then what fn gave is the error still.
+// Errors: ErrMovedUp.
+func (f *File) WithLower(fn func(*os.File) error) error {
+	if err := f.begin(); err != nil {
+		return err
+	}
+	defer f.end()
+	if f.moved() {
+		return ErrMovedUp
+	}
+	b, err := f.acquire(true)
+	if errors.Is(err, errMoved) {
+		return ErrMovedUp
+	}
+	if err != nil {
+		return err
+	}
+	defer f.release(b)
+	if err := fn(b.file); err != nil {
+		return err
+	}
+	if f.moved() {
+		return ErrMovedUp
+	}
+	return nil
+}
+
 // WithUpper is WithCurrent for the upper only. It copies nothing up: see Complete.
 // Errors: ErrNoUpper (with ENODATA) while the data is in the lower.
 func (f *File) WithUpper(fn func(*os.File) error) error {

@@ -18,6 +18,8 @@ type Stats struct {
 	NotCopied    atomic.Int64  // bytes that a whole copy-up of the same files would have copied and that were not, now
 
 	Poisoned atomic.Uint64 // Files that answer EIO because upper and memory are in doubt
+
+	noClone atomic.Bool // the uppers' file system has no reflink
 }
 
 // Counters is Stats at one moment. Counts are of files or events, Bytes of bytes.

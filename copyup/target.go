@@ -83,6 +83,9 @@ type Options struct {
 	// file wrote them (btrfs). No file is then made plain before it was synced itself; who makes the Target gives an upper
 	// that is marked and has lost its size the lower's again.
 	LooseNames bool
+	// StaleTails: the file system leaves on the disk what a truncation cuts off within the last block, and shows it again after a
+	// crash, if the file had grown since (btrfs, of plain files too). It is overwritten then.
+	StaleTails bool
 	// Volatile: never sync. A crash may lose or mix whatever was written; as in the kernel's overlayfs, such an upper must
 	// not be used again after one.
 	Volatile bool
@@ -101,6 +104,9 @@ var (
 	ErrWritableLower = errors.New("lower descriptor is open for writing")
 	// ErrNoUpper says that the data is still in the lower file only.
 	ErrNoUpper = errors.New("no upper file yet")
+
+	// ErrMovedUp says that the data is in the lower file no longer, or not all of it.
+	ErrMovedUp = errors.New("data has moved up")
 
 	// errMoved says that the data has left the backing file that was asked for. It never leaves the package.
 	errMoved = errors.New("data has moved up")

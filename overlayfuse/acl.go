@@ -45,6 +45,22 @@ func (a newACLs) set(fd int) error {
 	return nil
 }
 
+// hasDefaultACL tells whether objects made in the directory p, whose upper is d, inherit an ACL.
+func (fs *FS) hasDefaultACL(p *inode, d *dirFD) (bool, error) {
+	if fs.cfg.NoACL || p.absent.known(absentDefaultACL) {
+		return false, nil
+	}
+	_, err := getXattrFD(d.fd, aclDefault)
+	switch {
+	case noXattr(err):
+		p.absent.note(absentDefaultACL)
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("read default ACL: %w", err)
+	}
+	return true, nil
+}
+
 // inheritACL applies the default ACL of the directory dir, or else the umask, to the mode of a new object.
 // Compare: fs/posix_acl.c:posix_acl_create(), posix_acl_create_masq().
 func (fs *FS) inheritACL(dir int, o *newObject) (newACLs, error) {

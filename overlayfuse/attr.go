@@ -72,7 +72,7 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 	if !s.Ok() {
 		return s
 	}
-	out.SetTimeout(cacheTime)
+	out.SetTimeout(n.attrTime(in.NodeId))
 	return fs.fail("getattr", n, fs.attr(n, &out.Attr))
 }
 
@@ -103,7 +103,7 @@ func (fs *FS) statx(in *inode, out *fuse.StatxOut) error {
 	out.Mask &= unix.STATX_BASIC_STATS | unix.STATX_BTIME
 	out.Ino, out.Nlink, out.Uid, out.Gid, out.Blocks = a.Ino, a.Nlink, a.Uid, a.Gid, a.Blocks
 	out.DevMajor, out.DevMinor = 0, 0
-	out.SetTimeout(cacheTime)
+	out.SetTimeout(in.attrTime(in.id.Load()))
 	return nil
 }
 
@@ -116,7 +116,8 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if err := fs.setAttr(n, in); err != nil {
 		return fs.fail("setattr", n, err)
 	}
-	out.SetTimeout(cacheTime)
+	fs.changedThrough(n, in.NodeId)
+	out.SetTimeout(n.attrTime(in.NodeId))
 	return fs.fail("setattr", n, fs.attr(n, &out.Attr))
 }
 

@@ -46,6 +46,10 @@ type Config struct {
 	// PartialAbove is the size in bytes of a lower file above which the first write copies only the blocks that are written.
 	// Nil: copyup.DefaultPartialAbove.
 	PartialAbove *int64
+	// IO says which open files the kernel may read and write by itself.
+	IO IOPolicy
+	// Sharing says which lower files use the lower's pages.
+	Sharing Sharing
 	// Background bounds dropping pages of the upper and completing files. Nil: copyup.DefaultBackground.
 	Background *copyup.BackgroundConfig
 

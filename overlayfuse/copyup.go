@@ -2,6 +2,7 @@ package overlayfuse
 
 import (
 	"fmt"
+	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -11,7 +12,7 @@ import (
 // business, through target in file.go. Every object is made complete in work/work and then gets its name.
 // Compare: fs/overlayfs/copy_up.c:ovl_copy_up_one().
 
-// lockAll reserves inodes in the one order that there is: files before directories, then by nodeid. Nil and equal ones
+// lockAll reserves inodes in the one order that there is: files before directories, then by age. Nil and equal ones
 // are taken once. The result gives them back.
 func lockAll(ins ...*inode) (unlock func()) {
 	slices.SortFunc(ins, func(a, b *inode) int {
@@ -27,7 +28,7 @@ func lockAll(ins ...*inode) (unlock func()) {
 				return -1
 			}
 			return 1
-		case a.id < b.id:
+		case a.seq < b.seq:
 			return -1
 		}
 		return 1
@@ -49,80 +50,89 @@ func lockAll(ins ...*inode) (unlock func()) {
 
 // copyUp gives in an upper object, without data for a regular file. The directories above it come first.
 //
-// data is what a regular file's upper is marked as: metacopy, or partial if its first data is to follow.
+// data is what a regular file's upper is marked as: metacopy, or partial if its first data is to follow. made is the upper of one that
+// is partial, open for reading and writing, if it was made now.
 //
 // Errors: EROFS; EPERM for an immutable or append-only lower object; those of the file systems. The lower stays what is shown.
 // Locks: takes reservations of in and of directories, one after the other.
 // Crash: a directory above may be in the upper already, which nobody can see; the object has its name and all attributes, or no name.
-func (fs *FS) copyUpAs(in *inode, data upperData) error {
+func (fs *FS) copyUpAs(in *inode, data upperData) (made *os.File, err error) {
 	if fs.readOnly() {
-		return unix.EROFS
+		return nil, unix.EROFS
 	}
 	for !in.upper().exists {
 		a, named := in.firstAlias()
 		if named {
 			if err := fs.copyUp(a.parent); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		done, err := fs.copyUpOnce(in, a, named, data)
+		done, made, err := fs.copyUpOnce(in, a, named, data)
 		if done || err != nil {
-			return err
+			return made, err
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // copyUp is copyUpAs for a change of attributes or names.
-func (fs *FS) copyUp(in *inode) error { return fs.copyUpAs(in, dataBelow) }
+func (fs *FS) copyUp(in *inode) error {
+	_, err := fs.copyUpAs(in, dataBelow)
+	return err
+}
 
 // copyUpOnce does nothing if the inode lost the name meanwhile.
-func (fs *FS) copyUpOnce(in *inode, a alias, named bool, data upperData) (done bool, err error) {
+func (fs *FS) copyUpOnce(in *inode, a alias, named bool, data upperData) (done bool, made *os.File, err error) {
 	defer lockAll(in, a.parent)()
 	if in.upper().exists {
-		return true, nil
+		return true, nil, nil
 	}
 	if named {
 		if _, ok := in.findAlias(a.parent, a.name); !ok {
-			return false, nil
+			return false, nil, nil
 		}
 	} else if _, ok := in.firstAlias(); ok {
-		return false, nil
+		return false, nil, nil
 	}
-	return true, fs.copyUpLocked(in, a, data)
+	made, err = fs.copyUpLocked(in, a, data)
+	return true, made, err
 }
 
 // copyUpLocked is copyUp with in and the parent reserved and the parent in the upper. With no parent the object is one
 // without a name (unlinked while open).
-func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) error {
+func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made *os.File, err error) {
 	if in.lower == nil {
-		return fmt.Errorf("inode %d has no lower: %w", in.ino, unix.EIO)
+		return nil, fmt.Errorf("inode %d has no lower: %w", in.ino, unix.EIO)
 	}
 	if err := fs.mayCopyUp(in); err != nil {
-		return err
+		return nil, err
 	}
 	if in.isDir() {
-		return fs.copyUpDir(in, a)
+		return nil, fs.copyUpDir(in, a)
 	}
 	t, err := fs.makeCopy(in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer t.close()
 	if in.typ != unix.S_IFREG {
 		data = dataHere
 	}
 	if err := fs.dress(t.fd, in, data); err != nil {
-		return err
+		return nil, err
 	}
 	if err := fs.install(in, a, t, data); err != nil || data == dataHere {
-		return err
+		return nil, err
 	}
 	fs.copies.NotCopied.Add(in.lower.st.Size)
 	if data == dataBelow {
 		fs.copies.Avoided.Add(1)
 	}
-	return nil
+	if data == dataPartial && !t.keep && t.name == "" {
+		t.keep = true
+		made = os.NewFile(uintptr(t.fd), a.name)
+	}
+	return made, nil
 }
 
 // mayCopyUp refuses an object that its layer protects against every change.

@@ -3,6 +3,8 @@ package overlayfuse
 import (
 	"errors"
 	"fmt"
+	"os"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -57,27 +59,35 @@ func (fs *FS) Create(_ <-chan struct{}, req *fuse.CreateIn, name string, out *fu
 	if !s.Ok() {
 		return s
 	}
-	in, err := fs.create(p, name, newObject{mode: unix.S_IFREG | req.Mode&07777, umask: req.Umask, uid: req.Uid, gid: req.Gid})
+	in, file, err := fs.createOpen(p, name, newObject{mode: unix.S_IFREG | req.Mode&07777, umask: req.Umask, uid: req.Uid, gid: req.Gid})
 	if err != nil {
 		return fs.fail("create "+name, p, err)
 	}
-	return fs.openNew(in, req, out)
+	return fs.openNew(in, file, req, out)
 }
 
-// openNew opens a file that was just made and answers for both.
-func (fs *FS) openNew(in *inode, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	fh, drop, err := fs.open(in, req.Flags)
-	if err != nil {
+// openNew opens a file that was just made and answers for both. It takes file over, the upper file if it is open.
+func (fs *FS) openNew(in *inode, file *os.File, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	// It is empty: there is nothing to truncate.
+	o := openRequest{nodeID: in.id.Load(), flags: req.Flags &^ unix.O_TRUNC, caller: req.Caller, file: file,
+		setID: req.Mode&(unix.S_ISUID|unix.S_ISGID) != 0}
+	if err := fs.open(in, o, &out.OpenOut); err != nil {
 		fs.tab.forget(in, 1)
 		return fs.fail("open", in, err)
 	}
-	out.Fh, out.OpenFlags = fh, openFlags(canWrite(req.Flags), drop)
 	if s := fs.answer("create", in, &out.EntryOut); !s.Ok() {
-		fs.Release(nil, &fuse.ReleaseIn{Fh: fh})
+		fs.Release(nil, &fuse.ReleaseIn{Fh: out.Fh})
 		return s
+	}
+	if out.AttrTimeout() < newFile {
+		out.SetAttrTimeout(newFile)
 	}
 	return fuse.OK
 }
+
+// newFile is for how long the kernel may believe the attributes of a file that it has just made at least: it looks at them
+// before it returns the descriptor, and nobody can have stored into a mapping by then.
+const newFile = 20 * time.Millisecond
 
 // Tmpfile makes and opens a regular file without a name (O_TMPFILE), which link can name later.
 func (fs *FS) Tmpfile(_ <-chan struct{}, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
@@ -89,7 +99,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, req *fuse.CreateIn, out *fuse.CreateOut
 	if err != nil {
 		return fs.fail("tmpfile", p, err)
 	}
-	return fs.openNew(in, req, out)
+	return fs.openNew(in, nil, req, out)
 }
 
 func (fs *FS) tmpfileIn(p *inode, o newObject) (*inode, error) {
@@ -124,24 +134,92 @@ func (fs *FS) upperInode(st *unix.Stat_t) *inode {
 // Errors: EROFS, ENAMETOOLONG, EEXIST; those of the file system.
 // Crash: the name shows the whole object or nothing.
 func (fs *FS) create(p *inode, name string, o newObject) (*inode, error) {
+	in, file, err := fs.createOpen(p, name, o)
+	if file != nil {
+		_ = file.Close() // nothing was written
+	}
+	return in, err
+}
+
+// createOpen is create; of a regular file, file may be its upper, open for reading and writing.
+func (fs *FS) createOpen(p *inode, name string, o newObject) (in *inode, file *os.File, err error) {
 	if fs.readOnly() {
-		return nil, unix.EROFS
+		return nil, nil, unix.EROFS
 	}
 	if len(name) > nameMax {
-		return nil, unix.ENAMETOOLONG
+		return nil, nil, unix.ENAMETOOLONG
 	}
 	if err := fs.copyUp(p); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer lockAll(p)()
 	if p.isDead() {
-		return nil, unix.ENOENT
+		return nil, nil, unix.ENOENT
 	}
 	d, err := fs.upperDir(p)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer d.release()
+	file, st, err := fs.createPlain(p, d, name, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	if file != nil {
+		return fs.entered(p, name, &st), file, nil
+	}
+	in, err = fs.createLocked(p, d, name, o)
+	return in, nil, err
+}
+
+// entered is the inode of a regular file that was just made. It has no capability: nobody gave it one.
+func (fs *FS) entered(p *inode, name string, st *unix.Stat_t) *inode {
+	n := fs.upperInode(st)
+	n.absent.note(absentCapability)
+	return fs.tab.intern(n, alias{parent: p, name: name, upper: true})
+}
+
+// createPlain makes a regular file at once where it is whole at once: owned by the caller, who is also the server, with the mode that
+// was asked for. Nil, nil: it has to be made elsewhere first.
+//
+// Preconditions: as of createLocked.
+func (fs *FS) createPlain(p *inode, d *dirFD, name string, o newObject) (*os.File, unix.Stat_t, error) {
+	var st unix.Stat_t
+	if !isReg(o.mode) {
+		return nil, st, nil
+	}
+	uid, gid, err := fs.storedOwner(o.uid, true, o.gid, true)
+	if err != nil || uid != fs.euid || gid != fs.egid {
+		return nil, st, err
+	}
+	inherits, err := fs.hasDefaultACL(p, d)
+	if err != nil || inherits {
+		return nil, st, err
+	}
+	mode := o.mode & 07777 &^ o.umask
+	fd, err := openIn(d.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
+	switch {
+	case errors.Is(err, unix.EEXIST): // perhaps a whiteout
+		return nil, st, nil
+	case err != nil:
+		return nil, st, wrapName(name, err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	if st, err = statAt(fd, ""); err == nil && st.Mode&07777 != mode && st.Mode&unix.S_ISGID == mode&unix.S_ISGID {
+		if err = chmodFD(fd, mode); err == nil { // the process has a umask
+			st, err = statAt(fd, "")
+		}
+	}
+	if err != nil {
+		return nil, st, errors.Join(wrapName(name, err), file.Close(), unix.Unlinkat(d.fd, name, 0))
+	}
+	return file, st, nil
+}
+
+// createLocked makes an object in work/work and gives it its name.
+//
+// Preconditions: p is reserved and in the upper, which d is.
+func (fs *FS) createLocked(p *inode, d *dirFD, name string, o newObject) (*inode, error) {
 	t, st, err := fs.makeObject(d, o)
 	if err != nil {
 		return nil, err

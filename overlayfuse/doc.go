@@ -92,9 +92,11 @@
 //	| better_rename_merged_directory               | EXDEV                                     | renamed, with a redirect                      |
 //	| better_rename_exchange_directories           | EXDEV                                     | exchanged, with redirects                     |
 //	| better_rename_whiteout                       | EINVAL                                    | moved; the old name is a whiteout, so is gone |
+//	| better_whiteout_that_was_lost                | a renamed file and its old name: ESTALE   | both are files, each with its own data        |
 //	| better_handles_as_it_comes                   | file handles only with nfs_export=on      | while the inode lives                         |
 //	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself               |
 //	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
+//	| differs_setid_given_to_an_open_file          | a write takes them                        | stays: the kernel writes with our rights      |
 //	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
 //	| differs_upper_that_lost_its_size             | size 0                                    | the lower's size and data (a crash on btrfs)  |

@@ -30,8 +30,10 @@ func (fs *FS) dress(fd int, in *inode, data upperData) error {
 	if keyOf(&st) != in.lower.st.key() {
 		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.top()), errChanged)
 	}
-	if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
-		return err
+	if now, err := statAt(fd, ""); err != nil || now.Uid != st.Uid || now.Gid != st.Gid {
+		if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
+			return err
+		}
 	}
 	if in.typ != unix.S_IFLNK {
 		if err := chmodFD(fd, st.Mode); err != nil {

@@ -3,6 +3,7 @@ package overlayfuse
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -10,62 +11,107 @@ import (
 	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
 )
 
-// Open opens a regular file. It copies nothing, whatever the flags: the first write does.
+// Open opens a regular file. It copies nothing, whatever the flags, unless they truncate: the first write does.
 func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	n, s := fs.node(in.NodeId)
 	if !s.Ok() {
 		return s
 	}
-	write := canWrite(in.Flags)
-	fh, drop, err := fs.open(n, in.Flags)
-	if err != nil {
-		return fs.fail("open", n, err)
-	}
-	out.Fh, out.OpenFlags = fh, openFlags(write, drop)
-	return fuse.OK
+	o := openRequest{nodeID: in.NodeId, flags: in.Flags, caller: in.Caller, killSetID: in.Mode&fuse.OPEN_KILL_SUIDGID != 0}
+	return fs.fail("open", n, fs.open(n, o, out))
 }
 
 // canWrite tells what open(2) flags ask for.
 func canWrite(flags uint32) bool { return flags&unix.O_ACCMODE != unix.O_RDONLY }
 
-func (fs *FS) open(in *inode, flags uint32) (fh uint64, dropCache bool, err error) {
-	if in.typ != unix.S_IFREG {
-		return 0, false, fmt.Errorf("open of a %s: %w", fileType(in.typ), unix.EINVAL)
-	}
-	write := canWrite(flags)
-	if write {
-		if err := fs.mayWrite(in, flags&unix.O_APPEND != 0); err != nil {
-			return 0, false, err
-		}
-	}
-	f := fs.data(in)
-	if err := f.Open(write); err != nil {
-		return 0, false, err
-	}
-	return fs.handles.add(&handle{in: in, data: f, write: write}), !write && fs.atimeDue(in), nil
+// openRequest is what the kernel asks for.
+type openRequest struct {
+	nodeID    uint64
+	flags     uint32 // of open(2)
+	caller    fuse.Caller
+	killSetID bool     // with O_TRUNC, by a caller without CAP_FSETID
+	file      *os.File // the upper of a file that was just made; nil: it is to be opened
+	setID     bool     // that file has set-id bits
 }
 
-// mayWrite refuses what is found out only by opening the real file for writing.
-func (fs *FS) mayWrite(in *inode, appending bool) error {
-	if fs.readOnly() {
+// changes tells an open that can write, or truncates, which O_RDONLY does too.
+func (o *openRequest) changes() bool { return canWrite(o.flags) || o.flags&unix.O_TRUNC != 0 }
+
+// open opens a regular file and fills the answer.
+func (fs *FS) open(in *inode, o openRequest, out *fuse.OpenOut) error {
+	if in.typ != unix.S_IFREG {
+		return fmt.Errorf("open of a %s: %w", fileType(in.typ), unix.EINVAL)
+	}
+	write := canWrite(o.flags)
+	if fs.readOnly() && o.changes() {
 		return unix.EROFS
 	}
-	if !in.upper().exists {
-		return fs.mayCopyUp(in)
-	}
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
+	f := fs.data(in)
+	if err := f.OpenWith(o.file, write); err != nil {
 		return err
 	}
-	defer closeFD(fd)
-	var sx unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, &sx); err != nil {
-		return fmt.Errorf("statx upper: %w", err)
+	a, err := fs.prepareOpen(in, f, o)
+	if err != nil {
+		return errors.Join(err, f.Close(write))
 	}
-	if sx.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 || sx.Attributes&unix.STATX_ATTR_APPEND != 0 && !appending {
-		return unix.EPERM
+	if a.mode == ioCached && !write && fs.atimeDue(in) {
+		a.flags &^= fuse.FOPEN_KEEP_CACHE
 	}
+	out.Fh = fs.handles.add(&handle{in: in, data: f, write: write, flags: o.flags, io: a.io, mode: a.mode})
+	out.OpenFlags, out.BackingID = a.flags, a.backing
 	return nil
+}
+
+// prepareOpen is what is done between counting an open and answering it: whatever can fail.
+func (fs *FS) prepareOpen(in *inode, f *copyup.File, o openRequest) (a opening, err error) {
+	setID := o.setID
+	if o.changes() && o.file == nil {
+		if setID, err = fs.mayWrite(in, f, o.flags&unix.O_APPEND != 0); err != nil {
+			return a, err
+		}
+	}
+	if err := fs.splitFor(in, f, &o); err != nil {
+		return a, err
+	}
+	if o.flags&unix.O_TRUNC != 0 {
+		if err := f.Truncate(0); err != nil {
+			return a, err
+		}
+		if o.killSetID {
+			if err := fs.dropSetID(in, o.caller); err != nil {
+				return a, err
+			}
+		}
+	}
+	return fs.openIO(in, f, &o, setID)
+}
+
+// mayWrite refuses what is found out only by opening the real file for writing. setID: it is in the upper and has set-id bits.
+func (fs *FS) mayWrite(in *inode, f *copyup.File, appending bool) (setID bool, err error) {
+	if !in.upper().exists {
+		return false, fs.mayCopyUp(in)
+	}
+	var sx unix.Statx_t
+	stat := func(fd int) error {
+		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE|unix.STATX_MODE, &sx); err != nil {
+			return fmt.Errorf("statx upper: %w", err)
+		}
+		return nil
+	}
+	if f.State() == copyup.Upper { // it is open
+		err = f.WithUpper(func(real *os.File) error { return stat(int(real.Fd())) })
+	} else {
+		var fd int
+		if fd, err = fs.openUpperPath(in); err != nil {
+			return false, err
+		}
+		defer closeFD(fd)
+		err = stat(fd)
+	}
+	if err == nil && (sx.Attributes&unix.STATX_ATTR_IMMUTABLE != 0 || sx.Attributes&unix.STATX_ATTR_APPEND != 0 && !appending) {
+		err = unix.EPERM
+	}
+	return sx.Mode&(unix.S_ISUID|unix.S_ISGID) != 0, err
 }
 
 // daySeconds is how old an access time may get under relatime (mount(8)).
@@ -176,6 +222,9 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	h := fs.handles.remove(in.Fh)
 	if h == nil {
 		return
+	}
+	if h.io != nil {
+		h.io.close(fs, h.mode, h.flags)
 	}
 	if err := h.data.Close(h.write); err != nil {
 		fs.log.WithError(err).WithField("ino", h.in.ino).Error("overlay: close")

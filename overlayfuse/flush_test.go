@@ -217,7 +217,7 @@ func TestFlushOfHardLinks(t *testing.T) {
 			}
 			o := openOffline(t, dir)
 			o.touch("a/f")
-			if s := o.Unlink(nil, &fuse.InHeader{NodeId: o.get("a").id}, "f"); !s.Ok() {
+			if s := o.Unlink(nil, &fuse.InHeader{NodeId: o.get("a").id.Load()}, "f"); !s.Ok() {
 				t.Fatal(s)
 			}
 			s := o.mustFlush(FlushOptions{KeepMetacopy: keep})

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
@@ -16,10 +15,6 @@ import (
 
 // nameMax is the length of a name in bytes (NAME_MAX of limits.h).
 const nameMax = 255
-
-// cacheTime is how long the kernel may believe an attribute or a name: we are the only writer, and what a request
-// changes the kernel invalidates itself.
-const cacheTime = 24 * time.Hour
 
 // maxWrite is the largest READ and WRITE. With splice off no pipe limits it.
 const maxWrite = 1 << 20
@@ -41,6 +36,10 @@ type FS struct {
 	log    *logrus.Entry
 	copies copyup.Stats
 	engine copyup.Options // of every file; Log apart
+
+	euid, egid  int // of the process, and so of what it makes
+	conn        connection
+	passthrough bool // the kernel takes real files; set before the mount is used
 
 	// ns is held for reading while the path of an upper directory is turned into a descriptor, for writing while a directory is renamed.
 	ns sync.RWMutex
@@ -72,6 +71,9 @@ func New(cfg Config) (*FS, error) {
 		inos:          newInoMap(),
 		tab:           newTable(),
 		log:           cfg.Log,
+		conn:          connection{fd: -1},
+		euid:          os.Geteuid(),
+		egid:          os.Getegid(),
 	}
 	if fs.log == nil {
 		fs.log = logrus.NewEntry(logrus.StandardLogger())
@@ -91,7 +93,8 @@ func New(cfg Config) (*FS, error) {
 
 // openEngine finds out how the upper's file system can copy up.
 func (fs *FS) openEngine() error {
-	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile, PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
+	// Of a mount that can't be written nothing is to be synced, or to become plain.
+	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile || fs.readOnly(), PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
 	if !fs.layers.hasUpper() || fs.cfg.ReadOnly {
 		fs.engine.Unit = 4096 // what an upper that is only read was written with, on most; alignment is checked
 	}
@@ -113,7 +116,8 @@ func (fs *FS) openEngine() error {
 	if fs.engine.Unit == 0 {
 		fs.log.WithField("path", fs.layers.upper.path).Warn("the upper's file system does not tell data from holes: files are copied up whole")
 	}
-	fs.engine.LooseNames = fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
+	btrfs := fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
+	fs.engine.LooseNames, fs.engine.StaleTails = btrfs, btrfs
 	if !fs.readOnly() {
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}
@@ -122,7 +126,7 @@ func (fs *FS) openEngine() error {
 
 func (fs *FS) openRoot() error {
 	lower := fs.layers.shared.root
-	root := &inode{fs: fs, id: fuse.FUSE_ROOT_ID, typ: unix.S_IFDIR, lower: lower, root: true, nlookup: 1, hashed: true}
+	root := &inode{fs: fs, seq: fuse.FUSE_ROOT_ID, typ: unix.S_IFDIR, lower: lower, root: true, nlookup: 1, hashed: true}
 	if fs.layers.hasUpper() {
 		st, err := statAt(fs.layers.upper.fd, "")
 		if err != nil {
@@ -139,9 +143,10 @@ func (fs *FS) openRoot() error {
 	}
 	root.key = lower.st.key()
 	root.ino = fs.inos.number(root.key)
+	root.id.Store(root.seq)
 	fs.tab.byID.put(root)
 	fs.tab.byKey.put(root)
-	fs.tab.last = root.id
+	fs.tab.last = root.seq
 	fs.root = root
 	return nil
 }
@@ -149,6 +154,7 @@ func (fs *FS) openRoot() error {
 // Close gives up every descriptor. No request may be running.
 func (fs *FS) Close() error {
 	fs.flushes.close()
+	fs.conn.close()
 	fs.engine.Background.Close()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
@@ -172,7 +178,11 @@ func (fs *FS) readOnly() bool { return fs.cfg.ReadOnly || !fs.layers.hasUpper() 
 // mountOptions are the options for go-fuse that the file system needs.
 func (fs *FS) mountOptions() *fuse.MountOptions {
 	caps := uint64(fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_IOCTL_DIR |
-		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR)
+		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR | fuse.CAP_ATOMIC_O_TRUNC)
+	without := uint64(fuse.CAP_AUTO_INVAL_DATA | fuse.CAP_NO_OPEN_SUPPORT)
+	if !fs.cfg.IO.wants() {
+		without |= fuse.CAP_PASSTHROUGH
+	}
 	return &fuse.MountOptions{
 		AllowOther:               true,
 		EnableAcl:                !fs.cfg.NoACL,
@@ -182,7 +192,8 @@ func (fs *FS) mountOptions() *fuse.MountOptions {
 		DisableSplice:            true,
 		MaxBackground:            64,
 		ExtraCapabilities:        caps,
-		DisabledCapabilities:     fuse.CAP_AUTO_INVAL_DATA | fuse.CAP_PASSTHROUGH | fuse.CAP_NO_OPEN_SUPPORT,
+		DisabledCapabilities:     without,
+		MaxStackDepth:            fs.stackDepth(),
 	}
 }
 

@@ -27,8 +27,9 @@ type alias struct {
 // A mount has as many as the kernel caches, so that each byte counts (inode_size_test.go): small fields stand together.
 type inode struct {
 	fs  *FS
-	id  uint64 // nodeid
-	ino uint64 // st_ino: constant while the inode lives, and across copy-up and remount
+	id  atomic.Uint64 // nodeid that lookups give; older ones lead here as well (see split)
+	seq uint64        // order of reservations: the first nodeid
+	ino uint64        // st_ino: constant while the inode lives, and across copy-up and remount
 	key objKey
 
 	// lower is what the name means in the lower layers; nil for an object of the upper alone. Constant.
@@ -36,7 +37,7 @@ type inode struct {
 	lower *entry
 
 	// Protected by table.mu, with hashed and children.
-	nlookup         uint64
+	nlookup         uint64 // of all nodeids
 	nextID, nextKey *inode // of table.byID and byKey
 
 	// copy is the reservation of everything that moves the inode or its data between layers or names: copy-up, link,
@@ -51,10 +52,14 @@ type inode struct {
 	pin     *dirFD    // an O_PATH descriptor that reaches the upper object whatever happens to its names
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
+	io   atomic.Pointer[inodeIO]     // regular files: made by the first open, and by a split
 
-	typ      uint32      // S_IFMT
-	children int32       // aliases whose parent this is
-	impure   atomic.Bool // directories: the upper is known to be marked so
+	// absent says which attributes neither the upper object has nor, before there is one, the lower.
+	absent   absentXattrs
+	elf      atomic.Uint32 // regular files: see isELF
+	typ      uint32        // S_IFMT
+	children int32         // aliases whose parent this is
+	impure   atomic.Bool   // directories: the upper is known to be marked so
 	root     bool
 	hashed   bool // found by key
 	dead     bool // no name is left

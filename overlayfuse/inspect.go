@@ -19,6 +19,11 @@ type Inspection struct {
 	// Partial and Metacopy are how many of the live inodes have some or all of their data in a lower layer alone.
 	Partial  int `json:"partial"`
 	Metacopy int `json:"metacopy"`
+	// Passthrough is how many open files the kernel reads, writes or maps by itself; Shared, how many of them are a lower file's own pages.
+	Passthrough int `json:"passthrough"`
+	Shared      int `json:"shared"`
+	// Split is how many live inodes got a new nodeid because a write met a shared file.
+	Split int `json:"split"`
 	// Counters are the copy-up engine's, since the mount.
 	Counters copyup.Counters `json:"counters"`
 	// Poisoned are live files that answer EIO until the kernel has forgotten them.
@@ -44,6 +49,7 @@ func (fs *FS) Inspect() Inspection {
 			r.Metacopy++
 		case dataHere:
 		}
+		r.addIO(in)
 		f := in.file.Load()
 		if f == nil || len(r.Poisoned) == maxPoisoned {
 			continue
@@ -56,6 +62,23 @@ func (fs *FS) Inspect() Inspection {
 		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Ino, b.Ino))
 	})
 	return r
+}
+
+// addIO counts the opens of an inode. Those of nodeids that it had before are not known any more.
+func (r *Inspection) addIO(in *inode) {
+	o := in.io.Load()
+	if o == nil {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r.Passthrough += o.passthrough
+	if o.shared {
+		r.Shared += o.passthrough
+	}
+	if o.split {
+		r.Split++
+	}
 }
 
 // count is how many handles are open.

@@ -43,10 +43,10 @@ func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
 	if err := fs.attr(in, &out.Attr); err != nil {
 		return err
 	}
-	out.NodeId = in.id
+	out.NodeId = in.id.Load()
 	out.Generation = 1
 	out.SetEntryTimeout(cacheTime)
-	out.SetAttrTimeout(cacheTime)
+	out.SetAttrTimeout(in.attrTime(out.NodeId))
 	return nil
 }
 

@@ -62,6 +62,24 @@ var knownOptions = map[string]optionName{
 
 	// Ours: the copy-up engine. Sizes are bytes, with K, M or G for powers of 1024; times are Go's, such as 10s; 0 turns a thing off.
 	"partial_above": sizeOption(func(c *Config, n int64) { c.PartialAbove = &n }),
+	"io": {value: func(p *optionParser, v string) error {
+		for _, io := range []IOPolicy{IOAuto, IOPassthrough, IOCached} {
+			if v == io.String() {
+				p.Config.IO = io
+				return nil
+			}
+		}
+		return fmt.Errorf("not auto, passthrough or cached")
+	}},
+	"sharing": {value: func(p *optionParser, v string) error {
+		for _, s := range []Sharing{SharingExec, SharingNone, SharingMapped, SharingAll} {
+			if v == s.String() {
+				p.Config.Sharing = s
+				return nil
+			}
+		}
+		return fmt.Errorf("not none, exec, mapped or all")
+	}},
 	"upper_cache":   sizeOption(func(c *Config, n int64) { c.engine().CacheBytes = n }),
 	"drop_after":    timeOption(func(c *Config) *time.Duration { return &c.engine().DropAfter }),
 	"settle_after":  timeOption(func(c *Config) *time.Duration { return &c.engine().SettleAfter }),

@@ -67,7 +67,7 @@ func TestMain(m *testing.M) {
 
 // runTests gives the tests their directory and their binaries, and fails a run that leaves a mount or a server.
 func runTests(m *testing.M) (code int, err error) {
-	if testRoot, err = os.MkdirTemp("/var/tmp", "overlayfuse-test-"); err != nil {
+	if testRoot, err = os.MkdirTemp("", "overlayfuse-test-"); err != nil {
 		return 1, err
 	}
 	defer func() {

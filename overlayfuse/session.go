@@ -55,7 +55,14 @@ func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
 	opts.Logger = log.New(lines, "", 0)
 	s := &Session{fs: fs, mountpoint: mountpoint, done: make(chan struct{})}
 	// NewServer takes the descriptor over, and answers INIT before it returns.
+	errConn := fs.conn.open(dev)
 	server, err := fuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", dev), opts)
+	if err == nil {
+		err = errConn
+	}
+	if err == nil {
+		err = fs.probePassthrough()
+	}
 	if err == nil {
 		if s.device, _, err = Mounted(mountpoint); err == nil && s.device == "" {
 			err = fmt.Errorf("not in /proc/self/mountinfo: %w", unix.ESTALE)

@@ -7,25 +7,30 @@ import "sync"
 // Locks: mu is held across no system call; inode.mu may be taken under it.
 type table struct {
 	mu    sync.Mutex
-	byID  inodeMap[uint64]
+	byID  inodeMap[uint64] // by the first nodeid
 	byKey inodeMap[objKey]
 	// byUpper is the inodes of files by their upper object. Its marks may stop saying which object a file was (an origin that can't be
 	// read or written): the live inode stays the one.
 	byUpper map[objKey]*inode
-	last    uint64
+	// later is the inodes by further nodeids, which few have, and laterIDs what these are.
+	later    map[uint64]*inode
+	laterIDs map[*inode][]uint64
+	last     uint64
 }
 
 func newTable() *table {
 	return &table{
 		byID: inodeMap[uint64]{
-			key:  func(in *inode) uint64 { return in.id },
+			key:  func(in *inode) uint64 { return in.seq },
 			next: func(in *inode) **inode { return &in.nextID },
 		},
 		byKey: inodeMap[objKey]{
 			key:  func(in *inode) objKey { return in.key },
 			next: func(in *inode) **inode { return &in.nextKey },
 		},
-		byUpper: map[objKey]*inode{},
+		byUpper:  map[objKey]*inode{},
+		later:    map[uint64]*inode{},
+		laterIDs: map[*inode][]uint64{},
 	}
 }
 
@@ -33,7 +38,10 @@ func newTable() *table {
 func (t *table) get(id uint64) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byID.get(id)
+	if in := t.byID.get(id); in != nil {
+		return in
+	}
+	return t.later[id]
 }
 
 // intern is the live inode of the same object as n, or n itself, entered. It counts one lookup and adds the alias.
@@ -44,14 +52,14 @@ func (t *table) intern(n *inode, a alias) *inode {
 	defer t.mu.Unlock()
 	old := t.byKey.get(n.key)
 	if n.up.exists && !n.isDir() {
-		if live := t.byUpper[n.up.key]; live != nil && live.same(n) {
+		if live := t.byUpper[n.up.key]; live != nil && live.same(n, a.upper) {
 			old = live
 		}
 	}
-	if old != nil && !old.same(n) {
+	if old != nil && !old.same(n, a.upper) {
 		n.key = n.up.key
 		n.ino = n.fs.inos.number(n.key)
-		if old = t.byKey.get(n.key); old != nil && !old.same(n) {
+		if old = t.byKey.get(n.key); old != nil && !old.same(n, a.upper) {
 			t.byKey.remove(old)
 			old.hashed = false
 			old = nil
@@ -61,7 +69,8 @@ func (t *table) intern(n *inode, a alias) *inode {
 	if in == nil {
 		in = n
 		t.last++
-		in.id = t.last
+		in.seq = t.last
+		in.id.Store(t.last)
 		in.hashed = true
 		t.byID.put(in)
 		t.byKey.put(in)
@@ -74,10 +83,11 @@ func (t *table) intern(n *inode, a alias) *inode {
 	return in
 }
 
-// same tells whether two inodes of one identity are one object: they are unless their uppers differ.
+// same tells whether two inodes of one identity are one object: they are unless their uppers differ. named: the upper holds the
+// name that n was found by.
 //
 // Locks: n is not shared yet.
-func (in *inode) same(n *inode) bool {
+func (in *inode) same(n *inode, named bool) bool {
 	if in.typ != n.typ {
 		return false
 	}
@@ -91,6 +101,10 @@ func (in *inode) same(n *inode) bool {
 	case in.isDir() && in.up.exists != n.up.exists:
 		// A directory is found with its upper, or both without; a copy-up may just have happened.
 		return in.lower != nil
+	case named && n.up.exists && !in.isDir():
+		// Nobody copies up while a name is looked up, but by another one, which the index knows: the name of in is one whose whiteout is
+		// lost.
+		return false
 	}
 	return true
 }
@@ -159,9 +173,21 @@ func (t *table) unhashLocked(in *inode) {
 func (t *table) raised(in *inode, k objKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID.get(in.id) == in && !in.isDir() {
+	if t.byID.get(in.seq) == in && !in.isDir() {
 		t.byUpper[k] = in
 	}
+}
+
+// renumber gives an inode a new nodeid, which lookups answer from now on. Requests for the older ones find it still: their lookups are
+// counted together.
+func (t *table) renumber(in *inode) (id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last++
+	t.laterIDs[in] = append(t.laterIDs[in], t.last)
+	in.id.Store(t.last)
+	t.later[t.last] = in
+	return t.last
 }
 
 // ref counts one more lookup of an inode that the caller knows to live.
@@ -175,7 +201,7 @@ func (t *table) ref(in *inode) {
 func (t *table) refLive(in *inode) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID.get(in.id) != in {
+	if t.byID.get(in.seq) != in {
 		return false
 	}
 	in.nlookup++
@@ -202,10 +228,14 @@ func (t *table) forget(in *inode, n uint64) {
 // Locks: mu is held.
 func (t *table) reap(in *inode) {
 	for in != nil && in.nlookup == 0 && in.children == 0 && !in.root {
-		if t.byID.get(in.id) != in {
+		if t.byID.get(in.seq) != in {
 			return
 		}
 		t.byID.remove(in)
+		for _, id := range t.laterIDs[in] {
+			delete(t.later, id)
+		}
+		delete(t.laterIDs, in)
 		t.unhashLocked(in)
 		in.mu.Lock()
 		aliases, pin := in.aliases, in.pin

@@ -100,7 +100,8 @@ func (t *target) Stage() (_ *os.File, err error) {
 	if fs.engine.Unit == 0 {
 		data = dataBelow
 	}
-	if err := fs.copyUpAs(in, data); err != nil {
+	f, err := fs.copyUpAs(in, data)
+	if err != nil {
 		return nil, err
 	}
 	in.copy.Lock()
@@ -109,16 +110,17 @@ func (t *target) Stage() (_ *os.File, err error) {
 			in.copy.Unlock()
 		}
 	}()
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return nil, err
+	if f == nil {
+		fd, err := fs.openUpperPath(in)
+		if err != nil {
+			return nil, err
+		}
+		defer closeFD(fd)
+		if f, err = openReal(fd, unix.O_RDWR); err != nil {
+			return nil, err
+		}
 	}
-	defer closeFD(fd)
-	f, err := openReal(fd, unix.O_RDWR)
-	if err != nil {
-		return nil, err
-	}
-	if t.was, err = quietly(int(f.Fd())); err != nil {
+	if t.was, err = in.quietly(int(f.Fd())); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
@@ -180,7 +182,7 @@ func (t *target) Quietly(upper *os.File, lasting bool, fn func() error) error {
 	t.in.copy.Lock()
 	defer t.in.copy.Unlock()
 	fs, fd := t.in.fs, int(upper.Fd())
-	q, err := quietly(fd)
+	q, err := t.in.quietly(fd)
 	if err != nil {
 		return err
 	}
@@ -243,12 +245,28 @@ type quiet struct {
 	caps         []byte // security.capability, which a write takes away
 }
 
-func quietly(fd int) (q quiet, err error) {
+// quietly is quietly(fd) of the inode's upper.
+func (in *inode) quietly(fd int) (quiet, error) {
+	if in.absent.known(absentCapability) {
+		return timesOf(fd)
+	}
+	return quietly(fd)
+}
+
+// timesOf is quietly of a file without a capability.
+func timesOf(fd int) (q quiet, err error) {
 	st, err := statAt(fd, "")
 	if err != nil {
 		return q, fmt.Errorf("stat upper: %w", err)
 	}
 	q.atime, q.mtime = st.Atim, st.Mtim
+	return q, nil
+}
+
+func quietly(fd int) (q quiet, err error) {
+	if q, err = timesOf(fd); err != nil {
+		return q, err
+	}
 	q.caps, err = getXattrFD(fd, capabilityXattr)
 	if err != nil && !noXattr(err) {
 		return q, fmt.Errorf("read %s: %w", capabilityXattr, err)

@@ -1,6 +1,7 @@
 package overlayfuse
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -69,12 +70,19 @@ func (fs *FS) getXattr(in *inode, name string) ([]byte, error) {
 	if err := fs.refuseXattr(name); err != nil {
 		return nil, err
 	}
+	bit := absentBit(name)
+	if in.absent.known(bit) {
+		return nil, unix.ENODATA
+	}
 	fd, _, err := fs.openPath(in)
 	if err != nil {
 		return nil, err
 	}
 	defer closeFD(fd)
 	v, err := getXattrFD(fd, fs.storedXattr(name))
+	if errors.Is(err, unix.ENODATA) {
+		in.absent.note(bit)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -151,6 +159,7 @@ func (fs *FS) setXattr(in *inode, name string, v []byte, flags int, killSGID boo
 			return err
 		}
 	}
+	in.absent.forget(absentBit(name))
 	return fs.onUpper(in, func(fd int) error {
 		if err := unix.Setxattr(procFD(fd), fs.storedXattr(name), v, flags); err != nil {
 			return fmt.Errorf("set xattr %s: %w", name, err)

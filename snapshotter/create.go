@@ -172,7 +172,7 @@ func syncDirectory(path string) error {
 	return nil
 }
 
-// checkLabels refuses what would silently give a container the wrong owners.
+// checkLabels refuses what would silently give a container the wrong owners, and what means nothing.
 func checkLabels(opts []snapshots.Opt) error {
 	var info snapshots.Info
 	for _, opt := range opts {
@@ -186,5 +186,6 @@ func checkLabels(opts []snapshots.Opt) error {
 				label, v, errdefs.ErrNotImplemented)
 		}
 	}
-	return nil
+	_, err := sharing(info.Labels)
+	return err
 }

@@ -2,10 +2,33 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/config"
 )
+
+// sharingLabel says for one snapshot what the configuration says for all: see config.Sharing. It descends from the image to its
+// containers' snapshots.
+const sharingLabel = "containerd.io/snapshot/overlayfuse.sharing"
+
+// sharing is the mount option that a snapshot's labels ask for, or none.
+//
+// Errors: errdefs.ErrInvalidArgument.
+func sharing(labels map[string]string) ([]string, error) {
+	v, ok := labels[sharingLabel]
+	if !ok {
+		return nil, nil
+	}
+	var s config.Sharing
+	if err := s.UnmarshalText([]byte(v)); err != nil {
+		return nil, fmt.Errorf("label %s: %w: %w", sharingLabel, err, errdefs.ErrInvalidArgument)
+	}
+	return []string{"sharing=" + v}, nil
+}
 
 // upperdirLabel is the label that shows where a snapshot's own changes are.
 // Compare: containerd plugins/snapshots/overlay/overlay.go:upperdirKey (2.4.2).
@@ -24,11 +47,14 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 
 // Update changes labels.
 //
-// Errors: errdefs.ErrNotFound; errdefs.ErrInvalidArgument for a field that is not a label.
+// Errors: errdefs.ErrNotFound; errdefs.ErrInvalidArgument for a field that is not a label, and a value that means nothing.
 func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (snapshots.Info, error) {
 	var id string
 	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
 		if info, err = storage.UpdateInfo(ctx, info, fieldpaths...); err != nil {
+			return err
+		}
+		if _, err = sharing(info.Labels); err != nil {
 			return err
 		}
 		id, _, _, err = storage.GetInfo(ctx, info.Name)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -404,6 +405,36 @@ func TestUpperdirLabel(t *testing.T) {
 		require.NoError(t, err)
 		want := map[string]string{"containerd.io/snapshot/overlay.upperdir": filepath.Join(b.root, "snapshots", b.id("one"), "fs")}
 		require.Equal(t, want, info.Labels)
+	})
+}
+
+func TestSharingLabel(t *testing.T) {
+	label := func(v string) snapshots.Opt {
+		return snapshots.WithLabels(map[string]string{"containerd.io/snapshot/overlayfuse.sharing": v})
+	}
+	onBoth(t, func(t *testing.T, b *bench) {
+		b.cfg.MountOptions = []string{"sharing=exec"}
+		require.NoError(t, b.s.Close())
+		b.open()
+		_, err := b.s.Prepare(b.ctx, "bad", "", label("libs"))
+		require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
+		require.ErrorContains(t, err, "none, exec, mapped or all")
+		if b.server == nil {
+			return
+		}
+		for key, labels := range map[string][]snapshots.Opt{"plain": nil, "all": {label("all")}} {
+			_, err := b.s.Prepare(b.ctx, key, "", labels...)
+			require.NoError(t, err)
+			specs, err := b.cfg.Mounter.Mounted(b.ctx)
+			require.NoError(t, err)
+			for _, s := range specs {
+				if strings.Contains(s.MountPoint, "/"+b.id(key)+"/") {
+					require.Equal(t, key == "all", slices.Contains(s.Options, "sharing=all"), "%v", s.Options)
+				}
+			}
+		}
+		_, err = b.s.Update(b.ctx, snapshots.Info{Name: "plain", Labels: map[string]string{"containerd.io/snapshot/overlayfuse.sharing": "x"}})
+		require.True(t, errdefs.IsInvalidArgument(err), "%v", err)
 	})
 }
 

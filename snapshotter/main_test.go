@@ -33,7 +33,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	syscall.Umask(0o022)
-	dir, err := os.MkdirTemp("/var/tmp", "snapshotter-test-")
+	dir, err := os.MkdirTemp("", "snapshotter-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -158,6 +158,9 @@ func (s *Snapshotter) spec(r record) MountSpec {
 		// the source of the mount, and of every bind of it, tells whose it is
 		Options: append([]string{"fsname=" + s.root.mountPoint(r.id)}, s.cfg.MountOptions...),
 	}
+	if own, err := sharing(r.info.Labels); err == nil { // it was checked when it was set
+		spec.Options = append(spec.Options, own...)
+	}
 	if r.info.Kind == snapshots.KindActive {
 		spec.Upper, spec.Work = s.root.layer(r.id), s.root.work(r.id)
 	}

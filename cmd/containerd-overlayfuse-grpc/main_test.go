@@ -40,7 +40,7 @@ func runTests(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "these tests mount file systems and need root")
 		return 1
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "grpc-test-")
+	dir, err := os.MkdirTemp("", "grpc-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

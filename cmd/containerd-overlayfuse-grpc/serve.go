@@ -94,7 +94,7 @@ func stop(server *grpc.Server, signals <-chan os.Signal) {
 }
 
 func snapshotterConfig(cfg config.Config, log *logrus.Entry) snapshotter.Config {
-	var options []string
+	options := []string{"io=" + cfg.Mount.IO.String(), "sharing=" + cfg.Mount.Sharing.String()}
 	for _, o := range cfg.Mount.Options {
 		options = append(options, o.String())
 	}

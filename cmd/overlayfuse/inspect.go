@@ -23,7 +23,9 @@ snapshotter's IDs are its mount points.
 JSON is an array, by ID:
   id, state           mounted, detached (in use, off its mount point), or unmounted (its directories are flushed)
   flush               while one runs: phase, files of files_total, bytes of bytes_total
-  fs                  inodes (live), handles (open), partial and metacopy (of the live inodes);
+  fs                  inodes (live), handles (open), partial and metacopy (of the live inodes); passthrough (handles
+                      that the kernel serves), shared (of these, of a lower's own pages), split (live inodes that a
+                      write met while they were shared);
                       counters: avoided, deferred, partial, reflinked, completed, failed, ... copy-ups, and bytes
                       copied, cloned, not copied, and dropped from the page cache;
                       poisoned: files that answer EIO because upper and memory are in doubt, each with its cause

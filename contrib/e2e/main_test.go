@@ -60,7 +60,7 @@ func startStack() error {
 		return err
 	}
 	var err error
-	if stack.tmp, err = os.MkdirTemp("/var/tmp", "ofs-test-"); err != nil {
+	if stack.tmp, err = os.MkdirTemp("", "ofs-test-"); err != nil {
 		return err
 	}
 	stack.treedump = filepath.Join(stack.tmp, "treedump")
@@ -76,7 +76,7 @@ func startStack() error {
 			return fmt.Errorf("go build %v: %w: %s", args, err, text)
 		}
 	}
-	dir, err := os.MkdirTemp("/var/tmp", "ofs-e2e-")
+	dir, err := os.MkdirTemp("", "ofs-e2e-")
 	if err != nil {
 		return err
 	}

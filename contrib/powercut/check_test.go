@@ -41,6 +41,8 @@ func (w *world) check(found tree) (wrong []string, owner map[string]uint32) {
 		case w.pristine != nil && may[0] && (w.pristine.shows(name, s) || len(is) == 1 && w.pristine.names[name][is[0]]):
 			// The second: the overlay knows by overlay.origin that the lower file is the one that was renamed.
 			continue
+		case len(is) == 0 && w.cameBack(may, s):
+			continue
 		case len(is) == 0 && len(whyNot) == 0:
 			wrong = append(wrong, fmt.Sprintf("%s: a name that nobody gave (mode %o, %d bytes)", name, s.Mode, s.Size))
 		case len(is) == 0:
@@ -75,6 +77,19 @@ func (w *world) check(found tree) (wrong []string, owner map[string]uint32) {
 func (w *world) shows(name string, s *seen) bool {
 	for id := range w.names[name] {
 		return id != 0 && w.canBe(w.files[id], s)
+	}
+	return false
+}
+
+// cameBack says whether s can be an older state of a file that was removed or replaced.
+func (w *world) cameBack(may map[uint32]bool, s *seen) bool {
+	if w.past == nil {
+		return false
+	}
+	for id := range may {
+		if id != 0 && w.files[id].ended && w.canBe(w.past.files[id], s) {
+			return true
+		}
 	}
 	return false
 }

@@ -16,7 +16,8 @@
 //   - every file can be read, and the lower directory is untouched.
 //
 // Directories are not synced, so names are not required to be new. On btrfs a name that was taken away may show the lower file
-// again: the file system forgets the whiteout of a rename whose new name it keeps.
+// again: the file system forgets the whiteout of a rename whose new name it keeps. A file that was replaced may come back under its name there, as old as the
+// last commit of the whole file system, when the file that replaced it was renamed again.
 //
 // What this power cut is not: everything that the loop device was told is in the copy, as on a disk whose cache keeps its
 // content. A missing flush of the disk's cache is not seen; a missing write, or a wrong order of writes, is.

@@ -75,7 +75,10 @@ func enterNamespace() int {
 
 func runTests(m *testing.M) (code int, err error) {
 	syscall.Umask(0o022)
-	if testRoot, err = os.MkdirTemp("/var/tmp", "powercut-"); err != nil {
+	if err := dropOthers(); err != nil {
+		return 1, err
+	}
+	if testRoot, err = os.MkdirTemp("", "powercut-"); err != nil {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, removeRoot()) }()
@@ -89,6 +92,26 @@ func runTests(m *testing.M) (code int, err error) {
 	}
 	fmt.Printf("powercut: %s=%d\n", envSeed, runSeed)
 	return m.Run(), nil
+}
+
+// dropOthers lets go of the FUSE mounts that came with the namespace: those of other tests, whose servers would not end with their
+// unmount.
+func dropOthers() error {
+	if os.Geteuid() != 0 {
+		return nil // there is no namespace of its own
+	}
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(info)) {
+		mount, system, _ := strings.Cut(line, " - ")
+		if f := strings.Fields(mount); len(f) > 4 && strings.HasPrefix(system, "fuse.overlayfuse ") {
+			// It may have gone with one above it; its path may hold escapes (proc_pid_mountinfo(5)), which tests' paths don't.
+			_ = syscall.Unmount(f[4], syscall.MNT_DETACH)
+		}
+	}
+	return nil
 }
 
 // removeRoot removes what is left of the run, but for the copies that are to be kept.

@@ -30,7 +30,10 @@ type world struct {
 	names   map[string]map[uint32]bool // which files may have a name; 0: none
 	// pristine is the lower directory, if a name that was taken away may show it again; nil: it may not.
 	pristine *world
-	tags     []source // everything that was ever written, to say what a wrong byte is
+	// past is as if nothing had ever been synced, if a file that was replaced or removed may show an older state under the name that it
+	// had; nil: it may not.
+	past *world
+	tags []source // everything that was ever written, to say what a wrong byte is
 }
 
 func newWorld(seed uint64, lasting bool, lower []lowerFile) *world {
@@ -47,6 +50,11 @@ func newWorld(seed uint64, lasting bool, lower []lowerFile) *world {
 		w.tags = append(w.tags, source{file: l.id})
 	}
 	return w
+}
+
+// forgetful makes w what may be found on a file system of forgetsWhiteouts.
+func (w *world) forgetful(lower []lowerFile) {
+	w.pristine, w.past = newWorld(w.seed, false, lower), newWorld(w.seed, false, lower)
 }
 
 // settle makes what a caller sees the only thing that may be found.
@@ -80,6 +88,9 @@ func (f *file) truncate(size int64) {
 
 // apply adds an operation. Not done: it may have happened, wholly or in part, and its worker did nothing after it.
 func (w *world) apply(o op, done bool) {
+	if w.past != nil {
+		w.past.apply(o, false)
+	}
 	kept := done && w.lasting
 	f := w.files[o.File]
 	if o.Kind == opCreate {

@@ -26,7 +26,7 @@ type op struct {
 }
 
 // operations is every operation by its name, one table a file.
-var operations = merge(metaOps, nameOps, fileOps, xattrOps, dirOps, lockOps, mapOps, handleOps, treeOps)
+var operations = merge(metaOps, nameOps, fileOps, xattrOps, dirOps, lockOps, mapOps, handleOps, treeOps, otherOps)
 
 func merge(tables ...map[string]op) map[string]op {
 	all := map[string]op{}

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/control"
+)
+
+// ioMount is a mount with a program in its lower layer.
+type ioMount struct {
+	t      *testing.T
+	dir    string
+	client *control.Client
+}
+
+func mountForIO(t *testing.T, options ...string) *ioMount {
+	t.Helper()
+	dir := testDirs(t)
+	program, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/l/sleep", program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	m := &ioMount{t, dir, serving(t, dir)}
+	spec := control.Spec{ID: "m", MountPoint: dir + "/m", Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w", Options: options}
+	if err := m.client.Mount(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir+"/m", unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// want waits until the mount counts so many passthrough and shared opens and split inodes: RELEASE comes late.
+func (m *ioMount) want(when string, passthrough, shared, split int) {
+	m.t.Helper()
+	var got overlayfuse.Inspection
+	eventually(m.t, when, func() bool {
+		all, err := m.client.Inspect(m.t.Context())
+		if err != nil || len(all) != 1 {
+			m.t.Fatalf("inspect: %d mounts, %v", len(all), err)
+		}
+		got = *all[0].FS
+		return got.Passthrough == passthrough && got.Shared == shared && got.Split == split
+	})
+}
+
+func (m *ioMount) open(name string, flags int) *os.File {
+	m.t.Helper()
+	f, err := os.OpenFile(m.dir+"/m/"+name, flags, 0o644)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { _ = f.Close() }) // it may be closed
+	return f
+}
+
+func (m *ioMount) close(f *os.File) {
+	m.t.Helper()
+	if err := f.Close(); err != nil {
+		m.t.Error(err)
+	}
+}
+
+// run starts the program of the lower layer.
+func (m *ioMount) run(seconds string) *exec.Cmd {
+	m.t.Helper()
+	cmd := exec.CommandContext(m.t.Context(), m.dir+"/m/sleep", seconds)
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	return cmd
+}
+
+func TestIOModes(t *testing.T) {
+	m := mountForIO(t)
+	m.want("nothing open", 0, 0, 0)
+	lower := m.open("lower", os.O_RDONLY)
+	m.want("a lower file is cached", 0, 0, 0)
+	f := m.open("new", os.O_RDWR|os.O_CREATE)
+	g := m.open("new", os.O_RDONLY)
+	m.want("a new file", 2, 0, 0)
+	m.close(f)
+	m.close(g)
+	m.close(lower)
+	m.want("all closed", 0, 0, 0)
+	f = m.open("lower", os.O_WRONLY|os.O_TRUNC)
+	m.want("a lower file that the open truncates", 1, 0, 0)
+	m.close(f)
+
+	program := m.run("1000")
+	m.want("a program runs", 1, 1, 0)
+	reader := m.open("sleep", os.O_RDONLY)
+	m.want("and is read", 2, 2, 0)
+	if _, err := os.OpenFile(m.dir+"/m/sleep", os.O_RDWR, 0); err == nil {
+		t.Error("a running program was opened for writing")
+	}
+	if err := program.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = program.Wait() // it was killed
+	m.want("only the reader is left", 1, 1, 0)
+	writer := m.open("sleep", os.O_RDWR)
+	m.want("a writer has its own inode", 0, 0, 1)
+	if _, err := writer.WriteAt([]byte("changed"), 0); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 7)
+	if _, err := reader.ReadAt(buf, 0); err != nil || string(buf) != "changed" {
+		t.Errorf("the reader sees %q, %v", buf, err)
+	}
+}
+
+func TestIOPolicies(t *testing.T) {
+	for _, c := range []struct {
+		options   []string
+		file, run int // passthrough opens of a new file, of a program that runs
+		lower     int // of a lower file that is read
+	}{
+		{[]string{"io=cached"}, 0, 0, 0},
+		{[]string{"io=passthrough", "sharing=none"}, 1, 0, 0},
+		{[]string{"sharing=exec"}, 1, 1, 0},
+		{[]string{"sharing=mapped"}, 1, 1, 1},
+		{[]string{"sharing=all"}, 1, 1, 1},
+		{[]string{"ro"}, 0, 1, 1},
+	} {
+		m := mountForIO(t, c.options...)
+		if c.options[0] != "ro" {
+			f := m.open("new", os.O_RDWR|os.O_CREATE)
+			m.want("a new file", c.file, 0, 0)
+			m.close(f)
+			m.want("closed", 0, 0, 0)
+		}
+		shared := func(n int) int {
+			if c.options[0] == "ro" {
+				return 0 // nothing can be written: passthrough, as any file
+			}
+			return n
+		}
+		f := m.open("lower", os.O_RDONLY)
+		m.want("a lower file", c.lower, shared(c.lower), 0)
+		m.close(f)
+		m.want("closed", 0, 0, 0)
+		program := m.run("1000")
+		m.want("a program", c.run, shared(c.run), 0)
+		if err := program.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = program.Wait() // it was killed
+		m.want("it has ended", 0, 0, 0)
+	}
+}
