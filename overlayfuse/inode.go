@@ -48,8 +48,8 @@ type inode struct {
 	mu      leafLock
 	aliases []alias
 	up      upperObj
-	link    linkCount // hard links that the lower layers know of
-	pin     *dirFD    // an O_PATH descriptor that reaches the upper object whatever happens to its names
+	counted *linkCount // see links
+	pin     *dirFD     // an O_PATH descriptor that reaches the upper object whatever happens to its names
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
 	io   atomic.Pointer[inodeIO]     // regular files: made by the first open, and by a split
@@ -91,6 +91,24 @@ const (
 	dataBelow                    // none: a metacopy file
 	dataPartial                  // what is no hole below the lower limit
 )
+
+// links are the hard links that the lower layers know of; few inodes have any.
+//
+// Locks: mu is held, or in is not shared yet.
+func (in *inode) links() linkCount {
+	if in.counted == nil {
+		return linkCount{}
+	}
+	return *in.counted
+}
+
+// Locks: mu is held, or in is not shared yet.
+func (in *inode) setLinks(l linkCount) {
+	in.counted = nil
+	if l != (linkCount{}) {
+		in.counted = &l
+	}
+}
 
 func (in *inode) isDir() bool { return isDir(in.typ) }
 

@@ -169,18 +169,18 @@ func (fs *FS) loadLinks(in *inode, name string, lower int) error {
 	if lower == 0 {
 		lower = int(st.Nlink) - 1
 	}
-	in.link = linkCount{index: name, lower: lower, names: lower}
+	link := linkCount{index: name, lower: lower, names: lower}
 	v, err := getXattr(objectAt{fs.index.dir.fd, name}, fs.prefix+"nlink")
-	if noXattr(err) {
-		return nil
-	}
-	if err != nil {
+	switch {
+	case noXattr(err):
+	case err != nil:
 		return fmt.Errorf("index entry %s: read nlink: %w", name, err)
+	default:
+		if link.names, err = parseNlink(v, lower, int(st.Nlink)); err != nil {
+			return fmt.Errorf("index entry %s: %w", name, err)
+		}
 	}
-	in.link.names, err = parseNlink(v, in.link.lower, int(st.Nlink))
-	if err != nil {
-		return fmt.Errorf("index entry %s: %w", name, err)
-	}
+	in.setLinks(link)
 	return nil
 }
 

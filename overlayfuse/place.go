@@ -108,7 +108,7 @@ func (fs *FS) upperPlace(in *inode) (place, error) {
 		return place{dir: d, upper: true}, err
 	}
 	in.mu.RLock()
-	pin, link := in.pin, in.link
+	pin, link := in.pin, in.links()
 	if pin != nil {
 		pin.refs.Add(1)
 	}
