@@ -178,13 +178,13 @@ func TestBackgroundRestsAfterAFailure(t *testing.T) {
 		tries.Add(1)
 		return unix.EIO
 	}
-	b := quick(BackgroundConfig{SettleAfter: 200 * time.Millisecond})
+	b := quick(BackgroundConfig{SettleAfter: 100 * time.Millisecond})
 	s.File.opts.Background = b
 	if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "a try", func() bool { return tries.Load() > 0 })
-	time.Sleep(50 * time.Millisecond) // many ticks
+	time.Sleep(40 * time.Millisecond) // many ticks
 	if n := tries.Load(); n > 1 {
 		t.Errorf("%d tries in a row", n)
 	}

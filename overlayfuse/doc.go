@@ -15,7 +15,9 @@
 //	inode.go inode_map.go table.go   the objects that the kernel knows, their identity and names
 //	place.go dirfd.go      where an object's real file is, as a descriptor
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
-//	target.go file.go ioctl.go   a regular file's data; iomode.go: in which mode it is opened
+//	target.go file.go ioctl.go   a regular file's data
+//	iomode.go backing.go   in which mode it is opened; the kernel's hold of real files
+//	absent.go              which attributes need not be looked for
 //	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go caller.go   the operations
 //	index.go flush*.go     hard links of lower files; an upper made fit to be a lower
 //	inspect.go             what a mount says of itself
@@ -31,7 +33,8 @@
 //
 // An inode has an upper object or not (upperObj); it gets one by copyUp and never loses it. A regular file's upper may be a metacopy: it
 // has the attributes, copyup.File says where the data is. An inode without names is dead; if it has an upper, a pinned descriptor
-// reaches it. The io mode is cached for every open: the FUSE inode's pages are what everybody sees.
+// reaches it. In which mode an open file is read and written, iomode.go decides: whichever it is, everybody sees one content, but for
+// mappings of programs that are written in place. An inode may have been given more than one nodeid (see split there).
 //
 // The identity of an inode (objKey, and st_ino from it) is that of the real object that was seen first: the topmost lower
 // object, or the upper one where there is none. overlay.origin keeps it over a remount.
@@ -41,13 +44,14 @@
 // In this order; one on the right or below is never held when one on the left or above is taken:
 //
 //	dirStream.mu
-//	  inode.copy of files         reservations, held across I/O; several: by nodeid (lockAll)
+//	  inodeIO.mu                  held while a backing file is opened and registered; not with a reservation
+//	  inode.copy of files         reservations, held across I/O; several: by age (lockAll)
 //	    inode.copy of directories
 //	      stack.build             of all mounts of a chain: the making of a listing; only leaves are taken under it
 //	      FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
 //	        table.mu
 //	          inode.mu            leaf
-//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu: leaves
+//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, connection.mu, listingCache.mu, chains.mu: leaves
 //	sharedChain.setup: while a mount is made; only leaves are taken under it
 //	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //
@@ -127,6 +131,6 @@
 //
 // # What it is not
 //
-// It knows nothing of containers and snapshots. It does not use FUSE passthrough yet, nor the writeback cache. User
+// It knows nothing of containers and snapshots. It does not use FUSE's writeback cache. User
 // namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
 package overlayfuse
