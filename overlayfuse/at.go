@@ -92,13 +92,13 @@ func isReg(mode uint32) bool { return mode&unix.S_IFMT == unix.S_IFREG }
 // xattrMax is the kernel's limit for a value and for a list of names (linux/limits.h: XATTR_SIZE_MAX, XATTR_LIST_MAX).
 const xattrMax = 65536
 
-// getXattr is the value of a path's xattr; path is one of procFD or procAt.
+// getXattr is the value of an object's xattr.
 //
 // Errors: ENODATA where there is none.
-func getXattr(path, attr string) ([]byte, error) {
+func getXattr(o objectAt, attr string) ([]byte, error) {
 	buf := make([]byte, 256)
 	for {
-		n, err := unix.Lgetxattr(path, attr, buf)
+		n, err := o.read(attr, buf)
 		if errors.Is(err, unix.ERANGE) && len(buf) < xattrMax {
 			buf = make([]byte, xattrMax)
 			continue

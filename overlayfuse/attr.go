@@ -25,11 +25,7 @@ func (fs *FS) attr(in *inode, out *fuse.Attr) error {
 	out.Rdev = deviceNumber(st.Rdev)
 	out.Blksize = uint32(st.Blksize)
 	if dataElsewhere(in) {
-		data, err := fs.statData(in)
-		if err != nil {
-			return err
-		}
-		out.Blocks = max(out.Blocks, uint64(data.Blocks))
+		out.Blocks = max(out.Blocks, uint64(in.lower.st.Blocks))
 	}
 	return nil
 }
@@ -45,29 +41,19 @@ func kernelDevice(dev uint32) uint64 {
 	return unix.Mkdev(dev&0xfff00>>8, dev&0xff|dev>>12&0xfff00)
 }
 
-// dataElsewhere tells that blocks of the file's data belong to another object than its attributes.
+// dataElsewhere tells that blocks of the file's data belong to a lower object, and its attributes to the upper one.
 func dataElsewhere(in *inode) bool {
 	if in.typ != unix.S_IFREG || in.lower == nil {
 		return false
 	}
 	u := in.upper()
-	return u.exists && u.data != dataHere || !u.exists && len(in.lower.refs) > 1
-}
-
-// statData is the status of the lower file that holds the data.
-func (fs *FS) statData(in *inode) (unix.Stat_t, error) {
-	p, err := fs.lowerPlace(in.lower.refs[len(in.lower.refs)-1], false)
-	if err != nil {
-		return unix.Stat_t{}, err
-	}
-	defer p.release()
-	return p.stat()
+	return u.exists && u.data != dataHere
 }
 
 // nlink is the link count to show for an object that has real links.
 func (fs *FS) nlink(in *inode, real uint32) uint32 {
 	in.mu.RLock()
-	dead, link, upper := in.dead, in.link, in.up.exists
+	dead, link, upper := in.dead, in.links(), in.up.exists
 	in.mu.RUnlock()
 	switch {
 	case dead && (in.isDir() || !upper): // the lower object has kept its names

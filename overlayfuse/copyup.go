@@ -137,7 +137,7 @@ func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made *os.File, e
 
 // mayCopyUp refuses an object that its layer protects against every change.
 func (fs *FS) mayCopyUp(in *inode) error {
-	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
+	p, err := fs.lowerPlace(in.lower.top(), in.isDir())
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (fs *FS) mayCopyUp(in *inode) error {
 		flags |= unix.AT_EMPTY_PATH
 	}
 	if err := unix.Statx(p.dir.fd, p.name, flags, unix.STATX_TYPE, &sx); err != nil {
-		return fmt.Errorf("statx %s: %w", fs.chain.where(in.lower.refs[0]), err)
+		return fmt.Errorf("statx %s: %w", fs.chain.where(in.lower.top()), err)
 	}
 	if sx.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0 {
 		return unix.EPERM
@@ -166,7 +166,7 @@ func (fs *FS) makeCopy(in *inode) (*temp, error) {
 		}
 	}
 	st := &in.lower.st
-	t, err := fs.makeTemp(st.Mode, deviceNumber(st.Rdev), link)
+	t, err := fs.makeTemp(st.Mode, deviceNumber(st.rdev()), link)
 	if err != nil {
 		return nil, err
 	}

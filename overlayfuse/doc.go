@@ -8,9 +8,11 @@
 // descriptors. One file answers one question:
 //
 //	layers.go workdir.go   which directories, are they fit, who else uses them
-//	merge.go marks.go      what a name means in the lower layers
+//	merge.go entry.go marks.go   what a name means in the lower layers
+//	listing*.go            the names of a merged lower directory, read once and kept
+//	chain_share.go         what mounts of the same lower layers have in common
 //	lookup.go origin.go    what it means with the upper, and which object that is
-//	inode.go table.go      the objects that the kernel knows, their identity and names
+//	inode.go inode_map.go table.go   the objects that the kernel knows, their identity and names
 //	place.go dirfd.go      where an object's real file is, as a descriptor
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
 //	target.go file.go ioctl.go   a regular file's data
@@ -24,8 +26,8 @@
 // # Terms
 //
 // Those of the kernel's overlayfs (Documentation/filesystems/overlayfs.rst): upper, lower, workdir, whiteout, opaque, redirect,
-// metacopy, origin, index, copy-up. A ref is one real object of one layer, an entry what a name means in the merged lower view, an
-// alias one name of an inode, a reservation a lock that is held across I/O.
+// metacopy, origin, index, copy-up. A ref is one real object of one layer, an entry what a name means in the merged lower view, a
+// listing all names of one directory of that view, an alias one name of an inode, a reservation a lock that is held across I/O.
 //
 // # States
 //
@@ -45,14 +47,19 @@
 //	  inodeIO.mu                  held while a backing file is opened and registered; not with a reservation
 //	  inode.copy of files         reservations, held across I/O; several: by age (lockAll)
 //	    inode.copy of directories
+//	      stack.build             of all mounts of a chain: the making of a listing; only leaves are taken under it
 //	      FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
 //	        table.mu
 //	          inode.mu            leaf
-//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, connection.mu: leaves
+//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, connection.mu, listingCache.mu, chains.mu: leaves
+//	sharedChain.setup: while a mount is made; only leaves are taken under it
 //	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //
 // copyup.File's own reservations come before inode.copy of a file: it calls target.Stage, which takes that and keeps it until
 // Commit or Abort, and Quietly and Complete, which take it for a moment. So nobody calls copyup.File with a reservation held.
+//
+// The merged lower view has no lock: the layers never change, an entry is constant, and a listing but for the entries that are found
+// for it. Whether a name is one of the upper is asked first, under the reservation of the directory.
 //
 // Real files that are reached by a name are compared with the identity that the inode remembers: a rename or unlink that ran in
 // between is seen, and the name looked up again.
@@ -106,6 +113,12 @@
 // copy_file_range(2) reaches the server and shares blocks there, which is what cp --reflink=auto does next.
 //
 // ENOSPC for a store into a mapped page shows at msync, fsync or close: FUSE has no message for the store itself.
+//
+// # Changed layers
+//
+// A lower layer that is changed while it is mounted is not ours to follow, as with the kernel's overlayfs: names that were read stay,
+// new ones may not show, and a file that is not the one that was looked up any longer is ESTALE or ENOENT when it is opened. It is the
+// same for all mounts of the layer in one process: they share what was read, until the last one ends.
 //
 // # Units
 //

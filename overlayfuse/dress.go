@@ -13,19 +13,22 @@ import (
 // dress gives fd what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
 // overlay's own marks, and the times last.
 func (fs *FS) dress(fd int, in *inode, data upperData) error {
-	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
+	p, err := fs.lowerPlace(in.lower.top(), in.isDir())
 	if err != nil {
 		return err
 	}
 	defer p.release()
 	src, err := p.open()
 	if err != nil {
-		return fmt.Errorf("open %s: %w", fs.chain.where(in.lower.refs[0]), err)
+		return fmt.Errorf("open %s: %w", fs.chain.where(in.lower.top()), err)
 	}
 	defer closeFD(src)
 	st, err := statAt(src, "")
 	if err != nil {
-		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.refs[0]), err)
+		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.top()), err)
+	}
+	if keyOf(&st) != in.lower.st.key() {
+		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.top()), errChanged)
 	}
 	if now, err := statAt(fd, ""); err != nil || now.Uid != st.Uid || now.Gid != st.Gid {
 		if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
@@ -38,7 +41,7 @@ func (fs *FS) dress(fd int, in *inode, data upperData) error {
 		}
 	}
 	if err := fs.copyXattrs(src, fd); err != nil {
-		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.refs[0]), err)
+		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.top()), err)
 	}
 	if err := fs.markCopy(fd, in, data); err != nil {
 		return err
@@ -127,7 +130,7 @@ func (fs *FS) markFollow(in *inode) error {
 		if in.upper().data == dataHere { // completed meanwhile
 			return nil
 		}
-		return fs.setMark(fd, "redirect", []byte("/"+in.lower.path))
+		return fs.setMark(fd, "redirect", []byte("/"+in.lower.path()))
 	})
 	if tooLong(err) {
 		return fs.data(in).Complete(context.Background())

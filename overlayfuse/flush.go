@@ -173,7 +173,7 @@ func (f *flusher) linkNames() error {
 	}()
 	err := f.walk(f.fs.root, f.mergedNames, func(in, p *inode, name string) (bool, error) {
 		in.mu.RLock()
-		link := in.link
+		link := in.links()
 		in.mu.RUnlock()
 		if link.index == "" {
 			return true, nil
@@ -213,7 +213,7 @@ func (f *flusher) linkName(in, p *inode, name string) error {
 func (f *flusher) dropIndexed(in *inode) error {
 	defer lockAll(in)()
 	in.mu.RLock()
-	link, hidden := in.link, false
+	link, hidden := in.links(), false
 	for _, a := range in.aliases {
 		hidden = hidden || !a.upper
 	}
@@ -234,7 +234,7 @@ func (f *flusher) dropIndexed(in *inode) error {
 		return nil // some names are out of sight below: only the index knows how many links there are
 	}
 	in.mu.Lock()
-	in.link = linkCount{}
+	in.setLinks(linkCount{})
 	in.mu.Unlock()
 	if err := f.fs.index.remove(link.index); err != nil {
 		return err

@@ -135,7 +135,7 @@ func (o *offline) wantWhole(path, text string, off int) {
 		o.t.Errorf("upper %s: %d bytes, %v, want the lower's %d with %q at %d", path, len(got), err, len(want), text, off)
 	}
 	for _, mark := range []string{metacopyMark, limitMark} {
-		if has, err := hasXattr(o.dir+"/u/"+path, o.prefix+mark); has || err != nil {
+		if has, err := hasXattr(onHost(o.dir+"/u/"+path), o.prefix+mark); has || err != nil {
 			o.t.Errorf("upper %s has %s: %v, %v", path, mark, has, err)
 		}
 	}
@@ -189,7 +189,7 @@ func TestFlushThatKeepsMetacopy(t *testing.T) {
 		t.Errorf("%+v, want 2 completed, 1 kept", s)
 	}
 	again.wantWhole("partial", "x", 0)
-	if v, err := getXattr(o.dir+"/u/meta", o.prefix+metacopyMark); err != nil || len(v) != 0 || again.blocks("meta") > 4096 {
+	if v, err := getXattr(onHost(o.dir+"/u/meta"), o.prefix+metacopyMark); err != nil || len(v) != 0 || again.blocks("meta") > 4096 {
 		t.Errorf("kept: %q, %v, %d bytes", v, err, again.blocks("meta"))
 	}
 	lower, err := os.ReadFile(o.dir + "/l/short")

@@ -25,10 +25,10 @@ type FS struct {
 
 	cfg    Config
 	layers *layers
-	prefix string // of the overlay's xattrs: "trusted.overlay." or "user.overlay."
-	chain  *chain
-	origin *origins
-	index  *index // nil without an upper
+	prefix string   // of the overlay's xattrs: "trusted.overlay." or "user.overlay."
+	chain  *chain   // shared: owned by layers
+	origin *origins // of the chain
+	index  *index   // nil without an upper
 	dirs   *dirCache
 	inos   *inoMap
 	tab    *table
@@ -83,7 +83,7 @@ func New(cfg Config) (*FS, error) {
 		return nil, err
 	}
 	fs.handles.byID = map[uint64]*handle{}
-	fs.chain = &chain{roots: l.lower, prefix: fs.prefix, dirs: fs.dirs}
+	fs.chain, fs.origin = l.shared.chain, l.shared.origin
 	if err := fs.openRoot(); err != nil {
 		_ = fs.Close() // the cause is the error that is returned
 		return nil, err
@@ -125,14 +125,7 @@ func (fs *FS) openEngine() error {
 }
 
 func (fs *FS) openRoot() error {
-	var err error
-	if fs.origin, err = openOrigins(fs.chain); err != nil {
-		return err
-	}
-	lower, err := fs.chain.root()
-	if err != nil {
-		return err
-	}
+	lower := fs.layers.shared.root
 	root := &inode{fs: fs, seq: fuse.FUSE_ROOT_ID, typ: unix.S_IFDIR, lower: lower, root: true, nlookup: 1, hashed: true}
 	if fs.layers.hasUpper() {
 		st, err := statAt(fs.layers.upper.fd, "")
@@ -143,15 +136,16 @@ func (fs *FS) openRoot() error {
 		root.up = upperObj{exists: true, key: keyOf(&st)}
 		d := &dirFD{fd: fs.layers.index.fd}
 		d.refs.Store(1)
-		if fs.index, err = openIndex(fs.layers.index, d); err != nil {
+		fs.index, err = openIndex(fs.layers.index, d)
+		if err != nil {
 			return err
 		}
 	}
-	root.key = keyOf(&lower.st)
+	root.key = lower.st.key()
 	root.ino = fs.inos.number(root.key)
 	root.id.Store(root.seq)
-	fs.tab.byID[root.seq] = root
-	fs.tab.byKey[root.key] = root
+	fs.tab.byID.put(root)
+	fs.tab.byKey.put(root)
 	fs.tab.last = root.seq
 	fs.root = root
 	return nil
@@ -173,9 +167,6 @@ func (fs *FS) Close() error {
 		}
 	}
 	fs.dirs.close()
-	if fs.origin != nil {
-		fs.origin.close()
-	}
 	return fs.layers.close()
 }
 

@@ -113,6 +113,7 @@ type checker struct {
 	prefix string
 	upper  *chain   // of the upper alone: it opens directories of any depth with few descriptors
 	lower  *chain   // nil: there are no lowers to compare with
+	root   *entry   // of lower
 	origin *origins // nil: nor file systems that an origin could be on
 	unit   int64    // bytes: the block of the upper's file system
 

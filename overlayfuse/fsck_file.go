@@ -222,14 +222,14 @@ func (c *checker) lowerData(n objectName, redirect string) (e *entry, size int64
 	if e == nil || !isReg(e.st.Mode) {
 		return nil, -1, true, nil
 	}
-	fd, err := c.lower.open(e.refs[len(e.refs)-1], unix.O_PATH)
+	fd, err := c.lower.open(e.bottom(), unix.O_PATH)
 	if err != nil {
 		return nil, 0, false, err
 	}
 	defer closeFD(fd)
 	st, err := statAt(fd, "")
 	if err != nil {
-		return nil, 0, false, fmt.Errorf("stat %s: %w", c.lower.where(e.refs[len(e.refs)-1]), err)
+		return nil, 0, false, fmt.Errorf("stat %s: %w", c.lower.where(e.bottom()), err)
 	}
 	return e, min(st.Size, e.st.Size), true, nil
 }

@@ -302,7 +302,7 @@ func repairKeepsAttributes(t *testing.T, size int64) {
 	if now.Mode != st.Mode || now.Atim != st.Atim || now.Mtim != st.Mtim || now.Size != 3*block {
 		t.Errorf("now %+v, was %+v", now, st)
 	}
-	if v, err := getXattr(r.dir+"/u/f", capabilityXattr); err != nil || len(v) != 20 {
+	if v, err := getXattr(onHost(r.dir+"/u/f"), capabilityXattr); err != nil || len(v) != 20 {
 		t.Errorf("capability: %q, %v", v, err)
 	}
 	if now.Blocks > st.Blocks {

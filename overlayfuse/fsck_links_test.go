@@ -65,7 +65,7 @@ func TestCheckReplacesALinkCountThatMakesNoSense(t *testing.T) {
 		r, entry := indexedRig(t)
 		r.mark(entry, "nlink", v)
 		r.cycle([]wanted{{entry, "link count", SeverityError, true}})
-		got, err := getXattr(r.dir+"/"+entry, mark+"nlink")
+		got, err := getXattr(onHost(r.dir+"/"+entry), mark+"nlink")
 		if err != nil || string(got) != "L+1" { // both names below and one more link: not too small
 			t.Errorf("%q became %q, %v", v, got, err)
 		}

@@ -56,7 +56,7 @@ func (c *checker) keepIdentity(f *checkedFile) {
 	if _, has := f.marks["origin"]; has || e == nil || e.st.Nlink > 1 {
 		return
 	}
-	fd, err := c.lower.open(e.refs[0], unix.O_PATH)
+	fd, err := c.lower.open(e.top(), unix.O_PATH)
 	if err != nil {
 		return
 	}

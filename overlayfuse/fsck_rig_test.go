@@ -144,7 +144,7 @@ func (r *fsckRig) snapshotXattrs(b *strings.Builder, path string) {
 	n, err := unix.Llistxattr(path, buf)
 	r.must(err)
 	for _, name := range splitNames(buf[:n]) {
-		v, err := getXattr(path, name)
+		v, err := getXattr(onHost(path), name)
 		r.must(err)
 		fmt.Fprintf(b, "  %s=%q\n", name, v)
 	}

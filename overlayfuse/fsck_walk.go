@@ -64,6 +64,7 @@ func (c *checker) walk() error {
 		if err != nil {
 			return err
 		}
+		c.root = e
 		root.below = lowerView{known: true, dir: e}
 	}
 	if m, ok := c.readMarks(c.layers.upper.fd, objectName{dir: root}); ok {
@@ -176,7 +177,7 @@ func (c *checker) enterDir(n objectName, fd int) *checkedDir {
 func (c *checker) below(n objectName, redirect string) (e *entry, known bool, err error) {
 	v, name := n.dir.below, n.name
 	if c.lower != nil && strings.HasPrefix(redirect, "/") {
-		e, err = c.lower.walk(redirect[1:])
+		e, err = c.lower.walk(c.root, redirect[1:])
 		return e, err == nil, err
 	}
 	if !v.known {
@@ -188,7 +189,7 @@ func (c *checker) below(n objectName, redirect string) (e *entry, known bool, er
 	if redirect != "" {
 		name = redirect
 	}
-	e, err = c.lower.lookup(v.dir.refs, name, joinPath(v.dir.path, name))
+	e, err = c.lower.lookup(v.dir, name)
 	return e, err == nil, err
 }
 

@@ -23,53 +23,64 @@ type alias struct {
 }
 
 // inode is one object of the mount. It lives while the kernel knows it (nlookup) or an inode below it lives.
+//
+// A mount has as many as the kernel caches, so that each byte counts (inode_size_test.go): small fields stand together.
 type inode struct {
-	fs   *FS
-	id   atomic.Uint64 // nodeid that lookups give; older ones lead here as well (see split)
-	seq  uint64        // order of reservations: the first nodeid
-	ino  uint64        // st_ino: constant while the inode lives, and across copy-up and remount
-	typ  uint32        // S_IFMT
-	key  objKey
-	root bool
+	fs  *FS
+	id  atomic.Uint64 // nodeid that lookups give; older ones lead here as well (see split)
+	seq uint64        // order of reservations: the first nodeid
+	ino uint64        // st_ino: constant while the inode lives, and across copy-up and remount
+	key objKey
 
 	// lower is what the name means in the lower layers; nil for an object of the upper alone. Constant.
 	// For a directory of the upper it is what merges with it.
 	lower *entry
 
-	// Protected by table.mu.
-	nlookup  uint64   // of all nodeids
-	older    []uint64 // nodeids
-	children int      // aliases whose parent this is
-	hashed   bool     // found by key
+	// Protected by table.mu, with hashed and children.
+	nlookup         uint64 // of all nodeids
+	nextID, nextKey *inode // of table.byID and byKey
 
 	// copy is the reservation of everything that moves the inode or its data between layers or names: copy-up, link,
 	// unlink, rename. It is held across I/O. See doc.go for its order.
 	copy sync.Mutex
 
-	// mu is a leaf, held across no system call.
-	mu      sync.RWMutex
+	// mu is a leaf, held across no system call. It protects what follows, and dead.
+	mu      leafLock
 	aliases []alias
 	up      upperObj
-	link    linkCount // hard links that the lower layers know of
-	dead    bool      // no name is left
-	pin     *dirFD    // an O_PATH descriptor that reaches the upper object whatever happens to its names
-
-	impure atomic.Bool // directories: the upper is known to be marked so
+	counted *linkCount // see links
+	pin     *dirFD     // an O_PATH descriptor that reaches the upper object whatever happens to its names
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
 	io   atomic.Pointer[inodeIO]     // regular files: made by the first open, and by a split
+
 	// absent says which attributes neither the upper object has nor, before there is one, the lower.
-	absent absentXattrs
-	elf    atomic.Uint32 // regular files: see isELF
+	absent   absentXattrs
+	elf      atomic.Uint32 // regular files: see isELF
+	typ      uint32        // S_IFMT
+	children int32         // aliases whose parent this is
+	impure   atomic.Bool   // directories: the upper is known to be marked so
+	root     bool
+	hashed   bool // found by key
+	dead     bool // no name is left
 }
+
+// leafLock is a sync.RWMutex in a third of the memory: what it protects is read in a few nanoseconds.
+type leafLock struct{ sync.Mutex }
+
+// RLock is Lock.
+func (l *leafLock) RLock() { l.Lock() }
+
+// RUnlock is Unlock.
+func (l *leafLock) RUnlock() { l.Unlock() }
 
 // upperObj is the object of the upper, if there is one.
 type upperObj struct {
+	key    objKey // which object it must be when it is opened by name
+	limit  int64  // metacopy or partial: bytes of the lower data that still show
 	exists bool
-	key    objKey    // which object it must be when it is opened by name
 	data   upperData // regular files
 	opaque bool      // directories: what is below does not merge
-	limit  int64     // metacopy or partial: bytes of the lower data that still show
 }
 
 // upperData says how much of a regular file's data its upper has, as its marks say it. Where each block is, copyup.File knows.
@@ -81,20 +92,30 @@ const (
 	dataPartial                  // what is no hole below the lower limit
 )
 
+// links are the hard links that the lower layers know of; few inodes have any.
+//
+// Locks: mu is held, or in is not shared yet.
+func (in *inode) links() linkCount {
+	if in.counted == nil {
+		return linkCount{}
+	}
+	return *in.counted
+}
+
+// Locks: mu is held, or in is not shared yet.
+func (in *inode) setLinks(l linkCount) {
+	in.counted = nil
+	if l != (linkCount{}) {
+		in.counted = &l
+	}
+}
+
 func (in *inode) isDir() bool { return isDir(in.typ) }
 
 // mergedDir tells a directory that is not of one layer alone: its link count says nothing.
 // Compare: fs/overlayfs/inode.c:ovl_getattr(), OVL_TYPE_MERGE.
 func (in *inode) mergedDir() bool {
-	return in.isDir() && in.lower != nil && (in.upper().exists || len(in.lower.refs) > 1)
-}
-
-// lowerDirs are the real directories of the lower layers that merge here.
-func (in *inode) lowerDirs() []ref {
-	if in.lower == nil {
-		return nil
-	}
-	return in.lower.refs
+	return in.isDir() && in.lower != nil && (in.upper().exists || in.lower.depth() > 1)
 }
 
 func (in *inode) upper() upperObj {

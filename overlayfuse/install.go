@@ -44,7 +44,8 @@ func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 	}
 	fs.tab.link(in, alias{parent: a.parent, name: a.name, upper: true})
 	in.mu.Lock()
-	in.up, in.link = u, link
+	in.up = u
+	in.setLinks(link)
 	in.mu.Unlock()
 	fs.tab.raised(in, u.key)
 	return nil

@@ -11,7 +11,7 @@ import (
 // and workdir in one (a rename between them stays inside a mount) with the access time rule of the overlay.
 // No mount made later inside a layer's directory on the host shows through them, and no symlink on them can be followed.
 //
-// Every descriptor is O_PATH, and owned here from openLayers to close.
+// Every descriptor is O_PATH, and owned here from openLayers to close, but for those of the lowers, which mounts share.
 type layers struct {
 	lower []layerRoot // topmost first
 	upper layerRoot
@@ -21,6 +21,8 @@ type layers struct {
 
 	namespace Namespace // resolved, never NamespaceAuto
 	private   bool      // the private mounts are in place; false only where the process may not make them
+
+	shared *sharedChain // owns the descriptors of lower; nil while they are those of this mount alone
 
 	clone int   // keeps the private mount of upper and work; -1 if there is none
 	locks []int // locked descriptors of upper and workdir
@@ -83,10 +85,8 @@ func openLayers(cfg Config) (_ *layers, err error) {
 			return nil, err
 		}
 	}
-	for i := range l.lower {
-		if err := l.privateLower(&l.lower[i]); err != nil {
-			return nil, err
-		}
+	if err := l.shareLowers(); err != nil {
+		return nil, err
 	}
 	return l, nil
 }
@@ -123,7 +123,14 @@ func (l *layers) close() error {
 		*fd = -1
 	}
 	for i := range l.lower {
+		if l.shared != nil {
+			l.lower[i].fd = -1
+		}
 		drop(&l.lower[i].fd)
+	}
+	if l.shared != nil {
+		errs = append(errs, l.shared.release())
+		l.shared = nil
 	}
 	for _, r := range []*layerRoot{&l.temp, &l.index, &l.upper, &l.work} {
 		drop(&r.fd)

@@ -92,7 +92,7 @@ func joinUndo(err, undo error) error {
 // countNames changes the number of names of an indexed inode. fd is its upper object.
 func (fs *FS) countNames(in *inode, fd, by int) error {
 	in.mu.Lock()
-	link := in.link
+	link := in.links()
 	in.mu.Unlock()
 	if link.index == "" {
 		return nil
@@ -105,7 +105,7 @@ func (fs *FS) countNames(in *inode, fd, by int) error {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.link = link
+	in.setLinks(link)
 	return nil
 }
 
@@ -136,7 +136,7 @@ func (fs *FS) pinUpper(in *inode) error {
 func (fs *FS) dropPin(in *inode) {
 	in.mu.Lock()
 	pin := in.pin
-	named := in.link.index != ""
+	named := in.links().index != ""
 	for _, a := range in.aliases {
 		named = named || a.upper
 	}

@@ -52,7 +52,7 @@ func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
 
 // lookup finds name in the directory p and counts a lookup of the result. Nil, nil: there is no such name.
 //
-// Errors: ENAMETOOLONG; those of chain.lookup.
+// Errors: ENAMETOOLONG; those of chain.child.
 // Locks: takes the reservation of p.
 // Compare: fs/overlayfs/namei.c:ovl_lookup().
 func (fs *FS) lookup(p *inode, name string) (*inode, error) {
@@ -65,6 +65,9 @@ func (fs *FS) lookup(p *inode, name string) (*inode, error) {
 	n, err := fs.resolve(p, name)
 	if n == nil || err != nil {
 		return nil, err
+	}
+	if e := n.lower; e != nil && e.name == name {
+		name = e.name // one string for both
 	}
 	return fs.tab.intern(n.inode, alias{parent: p, name: name, upper: n.named}), nil
 }
@@ -98,13 +101,13 @@ func (fs *FS) lookupLower(p *inode, name string) (*entry, error) {
 	if p.lower == nil {
 		return nil, nil
 	}
-	return fs.chain.lookup(p.lower.refs, name, joinPath(p.lower.path, name))
+	return fs.chain.child(p.lower, name)
 }
 
 // fromLower is the inode for a name that only lower layers have. If it is another name of a file that was copied up,
 // the index leads to the upper.
 func (fs *FS) fromLower(lower *entry) (*candidate, error) {
-	in := &inode{fs: fs, typ: lower.st.Mode & unix.S_IFMT, lower: lower, key: keyOf(&lower.st)}
+	in := &inode{fs: fs, typ: lower.st.Mode & unix.S_IFMT, lower: lower, key: lower.st.key()}
 	in.ino = fs.inos.number(in.key)
 	if !lower.isDir() && lower.st.Nlink > 1 && !fs.index.empty() {
 		mark, err := fs.markOf(lower)
@@ -122,14 +125,14 @@ func (fs *FS) fromLower(lower *entry) (*candidate, error) {
 
 // markOf is the origin mark for a lower object.
 func (fs *FS) markOf(lower *entry) ([]byte, error) {
-	p, err := fs.lowerPlace(lower.refs[0], lower.isDir())
+	p, err := fs.lowerPlace(lower.top(), lower.isDir())
 	if err != nil {
 		return nil, err
 	}
 	defer p.release()
 	mark, err := fs.origin.encode(p.dir.fd, p.name, lower.st.Dev)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", fs.chain.where(lower.refs[0]), err)
+		return nil, fmt.Errorf("%s: %w", fs.chain.where(lower.top()), err)
 	}
 	return mark, nil
 }
@@ -141,14 +144,14 @@ func (fs *FS) joinIndex(in *inode, mark []byte) error {
 	if !ok {
 		return nil
 	}
-	p := procAt(fs.index.dir.fd, name)
+	o := objectAt{fs.index.dir.fd, name}
 	st, err := statAt(fs.index.dir.fd, name)
 	if err != nil {
 		return fmt.Errorf("index entry %s: %w", name, err)
 	}
 	data, limit, err := dataHere, st.Size, error(nil)
 	if in.typ == unix.S_IFREG {
-		if data, limit, err = fs.readUpperData(in.lower, p, &st); err != nil {
+		if data, limit, err = fs.readUpperData(in.lower, o, &st); err != nil {
 			return fmt.Errorf("index entry %s: %w", name, err)
 		}
 	}
@@ -166,18 +169,18 @@ func (fs *FS) loadLinks(in *inode, name string, lower int) error {
 	if lower == 0 {
 		lower = int(st.Nlink) - 1
 	}
-	in.link = linkCount{index: name, lower: lower, names: lower}
-	v, err := getXattr(procAt(fs.index.dir.fd, name), fs.prefix+"nlink")
-	if noXattr(err) {
-		return nil
-	}
-	if err != nil {
+	link := linkCount{index: name, lower: lower, names: lower}
+	v, err := getXattr(objectAt{fs.index.dir.fd, name}, fs.prefix+"nlink")
+	switch {
+	case noXattr(err):
+	case err != nil:
 		return fmt.Errorf("index entry %s: read nlink: %w", name, err)
+	default:
+		if link.names, err = parseNlink(v, lower, int(st.Nlink)); err != nil {
+			return fmt.Errorf("index entry %s: %w", name, err)
+		}
 	}
-	in.link.names, err = parseNlink(v, in.link.lower, int(st.Nlink))
-	if err != nil {
-		return fmt.Errorf("index entry %s: %w", name, err)
-	}
+	in.setLinks(link)
 	return nil
 }
 
@@ -204,9 +207,9 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 	in := &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: keyOf(&st)}
 	in.up = upperObj{exists: true, key: keyOf(&st)}
 	if isDir(st.Mode) {
-		err = fs.mergeUpperDir(p, name, in, procAt(d.fd, name))
+		err = fs.mergeUpperDir(p, name, in, objectAt{d.fd, name})
 	} else {
-		err = fs.joinLowerFile(p, name, in, procAt(d.fd, name), &st)
+		err = fs.joinLowerFile(p, name, in, objectAt{d.fd, name}, &st)
 	}
 	if err != nil {
 		return nil, false, fmt.Errorf("%q in the upper: %w", name, err)
@@ -216,8 +219,8 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 }
 
 // mergeUpperDir finds the lower directories that merge with an upper one.
-func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, path string) error {
-	m, err := readDirMarks(path, fs.prefix)
+func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, o objectAt) error {
+	m, err := readDirMarks(o, fs.prefix)
 	if err != nil {
 		return err
 	}
@@ -231,7 +234,7 @@ func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, path string) error
 	}
 	if lower != nil && lower.isDir() {
 		in.lower = lower
-		in.key = keyOf(&lower.st)
+		in.key = lower.st.key()
 	}
 	return nil
 }
@@ -242,7 +245,7 @@ func (fs *FS) below(p *inode, name, redirect string) (*entry, error) {
 	case redirect == "":
 		return fs.lookupLower(p, name)
 	case strings.HasPrefix(redirect, "/"):
-		return fs.chain.walk(redirect[1:])
+		return fs.chain.walk(fs.root.lower, redirect[1:])
 	}
 	return fs.lookupLower(p, redirect)
 }
@@ -251,19 +254,19 @@ func (fs *FS) below(p *inode, name, redirect string) (*entry, error) {
 // and where its data is if it holds none.
 //
 // Errors: EIO for a metacopy file without lower data.
-func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *unix.Stat_t) error {
-	mark, err := getXattr(path, fs.prefix+"origin")
+func (fs *FS) joinLowerFile(p *inode, name string, in *inode, o objectAt, st *unix.Stat_t) error {
+	mark, err := getXattr(o, fs.prefix+"origin")
 	if err != nil && !noXattr(err) {
 		return fmt.Errorf("read origin: %w", err)
 	}
 	if in.typ == unix.S_IFREG {
-		if err := fs.joinData(p, name, in, path, st); err != nil {
+		if err := fs.joinData(p, name, in, o, st); err != nil {
 			return err
 		}
 	}
 	if len(mark) == 0 {
 		if in.up.data != dataHere && in.lower.st.Nlink == 1 {
-			in.key = keyOf(&in.lower.st) // its data says what it was copied from
+			in.key = in.lower.st.key() // its data says what it was copied from
 		}
 		return nil
 	}
@@ -283,7 +286,7 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, path string, st *u
 	// A lower file with several names that was copied up without an index (by the kernel's overlayfs) is one of several copies.
 	sole := indexed || origin.Nlink == 1
 	if ok && !sole {
-		if sole, err = hasXattr(path, fs.prefix+soleMark); err != nil {
+		if sole, err = hasXattr(o, fs.prefix+soleMark); err != nil {
 			return fmt.Errorf("read %s: %w", soleMark, err)
 		}
 	}
@@ -304,15 +307,15 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 	if err != nil || !bytes.Equal(m, mark) {
 		return unix.Stat_t{}, false
 	}
-	return lower.st, true
+	return lower.st.stat(), true
 }
 
 // joinData finds the lower data of a metacopy file.
-func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.Stat_t) (err error) {
-	if in.up.data, in.up.limit, err = readData(path, fs.prefix, st.Size); err != nil || in.up.data == dataHere {
+func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.Stat_t) (err error) {
+	if in.up.data, in.up.limit, err = readData(o, fs.prefix, st.Size); err != nil || in.up.data == dataHere {
 		return err
 	}
-	redirect, err := readRedirect(path, fs.prefix)
+	redirect, err := readRedirect(o, fs.prefix)
 	if err != nil {
 		return err
 	}
@@ -324,13 +327,13 @@ func (fs *FS) joinData(p *inode, name string, in *inode, path string, st *unix.S
 		return fmt.Errorf("metacopy file without lower data: %w", unix.EIO)
 	}
 	in.lower = lower
-	in.up.data, in.up.limit, err = fs.readUpperData(lower, path, st)
+	in.up.data, in.up.limit, err = fs.readUpperData(lower, o, st)
 	return err
 }
 
 // endQuiet gives a partial file back what a completion that was killed has changed of it.
-func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
-	v, err := getXattr(path, fs.prefix+wasMark)
+func (fs *FS) endQuiet(o objectAt, st *unix.Stat_t) error {
+	v, err := getXattr(o, fs.prefix+wasMark)
 	if noXattr(err) || fs.readOnly() {
 		return nil
 	}
@@ -346,7 +349,7 @@ func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
 	if err != nil {
 		return err
 	}
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -358,7 +361,7 @@ func (fs *FS) endQuiet(path string, st *unix.Stat_t) error {
 	return fs.removeMark(fd, wasMark)
 }
 
-// getSize is the size of the file at path (procAt).
+// getSize is the size of the file at path (objectAt.path).
 func getSize(path string) (int64, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -369,10 +372,10 @@ func getSize(path string) (int64, error) {
 
 // readUpperData is readData for a file of the upper whose lower is known. One that has its marks and has lost its size in a crash gets
 // it back: see "Crash" of package copyup, btrfs.
-func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperData, int64, error) {
-	data, limit, err := readData(path, fs.prefix, math.MaxInt64)
+func (fs *FS) readUpperData(lower *entry, o objectAt, st *unix.Stat_t) (upperData, int64, error) {
+	data, limit, err := readData(o, fs.prefix, math.MaxInt64)
 	if err == nil && data == dataPartial {
-		err = fs.endQuiet(path, st)
+		err = fs.endQuiet(o, st)
 	}
 	if err != nil || data == dataHere || st.Size > 0 {
 		return data, min(limit, st.Size), err
@@ -387,11 +390,11 @@ func (fs *FS) readUpperData(lower *entry, path string, st *unix.Stat_t) (upperDa
 	if fs.tab.hasUpper(keyOf(st)) {
 		return data, 0, nil
 	}
-	if now, err := getSize(path); err != nil || now > 0 { // another name of it was looked up meanwhile
+	if now, err := getSize(o.path()); err != nil || now > 0 { // another name of it was looked up meanwhile
 		return data, min(limit, now), err
 	}
-	fs.log.WithFields(logrus.Fields{"path": lower.path, "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	fs.log.WithFields(logrus.Fields{"path": lower.path(), "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err == nil {
 		err = giveSize(fd, size)
 		closeFD(fd)

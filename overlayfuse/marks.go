@@ -16,10 +16,10 @@ type dirMarks struct {
 	redirect string // "" for none
 }
 
-// readDirMarks reads the marks of the directory at path (procAt or procFD with a trailing dot).
-func readDirMarks(path, prefix string) (dirMarks, error) {
+// readDirMarks reads the marks of a directory.
+func readDirMarks(o objectAt, prefix string) (dirMarks, error) {
 	var m dirMarks
-	v, err := getXattr(path, prefix+"opaque")
+	v, err := getXattr(o, prefix+"opaque")
 	switch {
 	case err == nil:
 		m.opaque = string(v) == "y"
@@ -29,7 +29,7 @@ func readDirMarks(path, prefix string) (dirMarks, error) {
 	if m.opaque {
 		return m, nil
 	}
-	m.redirect, err = readRedirect(path, prefix)
+	m.redirect, err = readRedirect(o, prefix)
 	return m, err
 }
 
@@ -37,8 +37,8 @@ func readDirMarks(path, prefix string) (dirMarks, error) {
 //
 // Errors: EINVAL for one that is empty, holds an empty, "." or ".." component, or is relative with more than one component.
 // Compare: fs/overlayfs/util.c:ovl_get_redirect_xattr().
-func readRedirect(path, prefix string) (string, error) {
-	v, err := getXattr(path, prefix+"redirect")
+func readRedirect(o objectAt, prefix string) (string, error) {
+	v, err := getXattr(o, prefix+"redirect")
 	if noXattr(err) {
 		return "", nil
 	}
@@ -90,12 +90,12 @@ const (
 	wasMark      = "was"
 )
 
-// readData reads what the marks of a regular file at path say of its data, and the lower limit that is stored with it, or
+// readData reads what the marks of a regular file say of its data, and the lower limit that is stored with it, or
 // most if there is none.
 //
 // Errors: EUCLEAN for a value that nobody writes.
-func readData(path, prefix string, most int64) (upperData, int64, error) {
-	v, err := getXattr(path, prefix+metacopyMark)
+func readData(o objectAt, prefix string, most int64) (upperData, int64, error) {
+	v, err := getXattr(o, prefix+metacopyMark)
 	switch {
 	case noXattr(err):
 		return dataHere, most, nil
@@ -106,7 +106,7 @@ func readData(path, prefix string, most int64) (upperData, int64, error) {
 	case string(v) != partialValue:
 		return dataHere, 0, fmt.Errorf("metacopy %q: %w", v, unix.EUCLEAN)
 	}
-	v, err = getXattr(path, prefix+limitMark)
+	v, err = getXattr(o, prefix+limitMark)
 	switch {
 	case noXattr(err):
 		return dataPartial, most, nil
@@ -118,8 +118,8 @@ func readData(path, prefix string, most int64) (upperData, int64, error) {
 	return dataPartial, min(most, int64(binary.LittleEndian.Uint64(v))), nil
 }
 
-func hasXattr(path, attr string) (bool, error) {
-	_, err := unix.Lgetxattr(path, attr, nil)
+func hasXattr(o objectAt, attr string) (bool, error) {
+	_, err := o.read(attr, nil)
 	if err == nil {
 		return true, nil
 	}

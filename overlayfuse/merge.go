@@ -11,82 +11,93 @@ import (
 const oPathDir = unix.O_PATH | unix.O_DIRECTORY
 
 // chain is the merged, read-only view of the lower layers. It depends on nothing but the layers and the xattr
-// namespace, so two mounts with the same chain could share one.
+// namespace; mounts with the same ones share it (chain_share.go).
 type chain struct {
 	roots  []layerRoot // topmost first
 	prefix string      // of the overlay's xattrs
 	dirs   *dirCache
+	share  *sharedChain // nil: nobody shares it, and no listings are kept
 }
-
-// ref is one real object: a path in a lower layer.
-type ref struct {
-	layer int
-	path  string
-}
-
-// entry is what a name means in the merged lower view.
-//
-//	directory: refs are the directories that merge, topmost first; st is of the first
-//	other:     refs[0] is the object, whose attributes count; the last one holds the data (another one only where
-//	           metacopy files stand above it)
-type entry struct {
-	path string // in the merged lower view: what a redirect to it says, without the leading slash
-	refs []ref
-	st   unix.Stat_t // of refs[0]
-}
-
-func (e *entry) isDir() bool { return isDir(e.st.Mode) }
 
 // root is the merged root.
 func (c *chain) root() (*entry, error) {
-	e := &entry{}
-	for i := range c.roots {
-		e.refs = append(e.refs, ref{i, ""})
-	}
 	st, err := statAt(c.roots[0].fd, "")
 	if err != nil {
 		return nil, fmt.Errorf("stat lower layer %s: %w", c.roots[0].path, err)
 	}
-	e.st = st
-	return e, nil
+	return &entry{st: newLowerStat(&st), stack: &stack{refs: c.rootsBelow(-1)}}, nil
+}
+
+// rootsBelow are the roots of the layers below layer i.
+func (c *chain) rootsBelow(i int) []ref {
+	var dir []ref
+	for j := i + 1; j < len(c.roots); j++ {
+		dir = append(dir, ref{j, ""})
+	}
+	return dir
+}
+
+// found is the outcome of a search.
+type found struct {
+	refs []ref // see stack
+	st   unix.Stat_t
 }
 
 // search is the state of one lookup through the layers. Compare: fs/overlayfs/namei.c:struct ovl_lookup_data.
 type search struct {
-	dir      []ref  // directories still to look in
-	name     string // in each of them
-	found    *entry
+	dir      []ref    // directories still to look in
+	name     string   // in each of them
+	names    *listing // of the directory that dir is the end of; nil if that isn't known
+	found    *found
 	metacopy bool // a metacopy file was found, its data is wanted
 	opaque   bool // nothing below counts
 }
 
-// lookup finds name in the merged directory whose real directories are dir; at is the path of the result in the merged
-// lower view. Nil, nil: there is no such name.
+// lookup finds name in the merged directory dir, without its listing. Nil, nil: there is no such name.
 //
 // Errors: EINVAL for an impossible redirect, EIO for a metacopy file without data and unreadable xattrs; both name layer and path.
 // Compare: fs/overlayfs/namei.c:ovl_lookup(), ovl_lookup_single().
-func (c *chain) lookup(dir []ref, name, at string) (*entry, error) {
-	s := search{dir: dir, name: name}
+func (c *chain) lookup(dir *entry, name string) (*entry, error) {
+	f, err := c.find(&search{dir: dir.dirs(), name: name})
+	if f == nil || err != nil {
+		return nil, err
+	}
+	return newEntry(dir, name, f), nil
+}
+
+// find does a search.
+func (c *chain) find(s *search) (*found, error) {
 	for len(s.dir) > 0 && !s.opaque {
+		if s.names != nil {
+			if s.dir = s.names.skip(s.dir, s.name); len(s.dir) == 0 {
+				break
+			}
+		}
 		r := s.dir[0]
 		s.dir = s.dir[1:]
-		if err := c.lookupLayer(&s, r); err != nil {
+		if err := c.lookupLayer(s, r); err != nil {
 			return nil, err
 		}
 	}
-	return c.finish(&s, at)
+	return c.finish(s)
 }
 
-func (c *chain) finish(s *search, at string) (*entry, error) {
+func (c *chain) finish(s *search) (*found, error) {
 	if s.found == nil {
 		return nil, nil
 	}
+	last := s.found.refs[len(s.found.refs)-1]
 	if s.metacopy {
-		r := s.found.refs[len(s.found.refs)-1]
-		return nil, fmt.Errorf("metacopy file %s: no data below it: %w", c.where(r), unix.EIO)
+		return nil, fmt.Errorf("metacopy file %s: no data below it: %w", c.where(last), unix.EIO)
 	}
-	s.found.path = at
 	return s.found, nil
+}
+
+// add notes one more real object: a metacopy file's blocks are those of the data.
+func (f *found) add(st *unix.Stat_t) {
+	if isReg(f.st.Mode) {
+		f.st.Blocks = max(f.st.Blocks, st.Blocks)
+	}
 }
 
 // lookupLayer looks for s.name in the one directory r.
@@ -115,12 +126,14 @@ func (c *chain) lookupLayer(s *search, r ref) error {
 	case s.metacopy && !isReg(st.Mode): // a directory or device cannot be the data of a metacopy file
 		s.opaque = true
 		return nil
-	case s.found != nil && s.found.isDir() && !isDir(st.Mode): // a file ends the merge of directories
+	case s.found != nil && isDir(s.found.st.Mode) && !isDir(st.Mode): // a file ends the merge of directories
 		s.opaque = true
 		return nil
 	}
 	if s.found == nil {
-		s.found = &entry{st: st}
+		s.found = &found{st: st}
+	} else {
+		s.found.add(&st)
 	}
 	s.found.refs = append(s.found.refs, here)
 	if isDir(st.Mode) {
@@ -131,7 +144,7 @@ func (c *chain) lookupLayer(s *search, r ref) error {
 
 // afterDir reads what a found directory says about the layers below it.
 func (c *chain) afterDir(s *search, parent int, here ref) error {
-	m, err := readDirMarks(procAt(parent, s.name), c.prefix)
+	m, err := readDirMarks(objectAt{parent, s.name}, c.prefix)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.where(here), err)
 	}
@@ -149,8 +162,8 @@ func (c *chain) afterFile(s *search, parent int, here ref, st *unix.Stat_t) erro
 		s.opaque = true
 		return nil
 	}
-	p := procAt(parent, s.name)
-	data, _, err := readData(p, c.prefix, 0)
+	o := objectAt{parent, s.name}
+	data, _, err := readData(o, c.prefix, 0)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", c.where(here), err)
@@ -161,7 +174,7 @@ func (c *chain) afterFile(s *search, parent int, here ref, st *unix.Stat_t) erro
 		return nil
 	}
 	s.metacopy = true
-	redirect, err := readRedirect(p, c.prefix)
+	redirect, err := readRedirect(o, c.prefix)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.where(here), err)
 	}
@@ -182,39 +195,39 @@ func (c *chain) follow(s *search, here ref, redirect string) error {
 	if err != nil {
 		return fmt.Errorf("%s: follow redirect %q: %w", c.where(here), redirect, err)
 	}
-	s.dir, s.name = dir, redirect[strings.LastIndexByte(redirect, '/')+1:]
+	s.dir, s.name, s.names = dir, redirect[strings.LastIndexByte(redirect, '/')+1:], nil
 	return nil
 }
 
 // walkBelow are the directories of path p in the merged view of the layers below layer i. None: it does not exist there.
 func (c *chain) walkBelow(i int, p string) ([]ref, error) {
-	var dir []ref
-	for j := i + 1; j < len(c.roots); j++ {
-		dir = append(dir, ref{j, ""})
-	}
-	at := ""
+	dir := c.rootsBelow(i)
 	for p != "" && len(dir) > 0 {
 		name, rest, _ := strings.Cut(p, "/")
-		at = joinPath(at, name)
-		e, err := c.lookup(dir, name, at)
+		f, err := c.find(&search{dir: dir, name: name})
 		if err != nil {
 			return nil, err
 		}
-		if e == nil || !e.isDir() {
+		if f == nil || !isDir(f.st.Mode) {
 			return nil, nil
 		}
-		dir, p = e.refs, rest
+		dir, p = f.refs, rest
 	}
 	return dir, nil
 }
 
-// walk finds the path p (no leading slash) in the merged view of all lower layers. Nil, nil: there is no such path.
-func (c *chain) walk(p string) (*entry, error) {
-	dir, err := c.walkBelow(-1, dirOf(p))
-	if err != nil || len(dir) == 0 {
-		return nil, err
+// walk finds the path p (no leading slash) below the merged root. Nil, nil: there is no such path.
+func (c *chain) walk(root *entry, p string) (*entry, error) {
+	at := root
+	for p != "" {
+		name, rest, _ := strings.Cut(p, "/")
+		e, err := c.child(at, name)
+		if e == nil || err != nil || rest != "" && !e.isDir() {
+			return nil, err
+		}
+		at, p = e, rest
 	}
-	return c.lookup(dir, p[strings.LastIndexByte(p, '/')+1:], p)
+	return at, nil
 }
 
 // open opens a real object of a lower layer with flags that cannot write.
@@ -235,6 +248,21 @@ func (c *chain) open(r ref, flags uint64) (int, error) {
 	return fd, nil
 }
 
+// openData opens the data of a file. What the layer has under the name now must still be what the entry says it was.
+//
+// Errors: ESTALE if the layer was changed.
+func (c *chain) openData(e *entry, flags uint64) (int, error) {
+	r := e.bottom()
+	fd, err := c.open(r, flags)
+	if err == nil && e.depth() == 1 {
+		if err = e.check(fd); err != nil {
+			closeFD(fd)
+			return -1, fmt.Errorf("%s: %w", c.where(r), err)
+		}
+	}
+	return fd, err
+}
+
 // where names a real object for an error message.
 func (c *chain) where(r ref) string {
 	return c.roots[r.layer].path + "/" + r.path
@@ -249,9 +277,9 @@ func (c *chain) isWhiteoutAt(dir int, name string, st *unix.Stat_t) (bool, error
 	if !isReg(st.Mode) || st.Size != 0 {
 		return false, nil
 	}
-	marked, err := hasXattr(procAt(dir, name), c.prefix+"whiteout")
+	marked, err := hasXattr(objectAt{dir, name}, c.prefix+"whiteout")
 	if err != nil {
 		return false, fmt.Errorf("read whiteout: %w", err)
 	}
-	return marked && c.xwhiteouts(procAt(dir, ".")), nil
+	return marked && c.xwhiteouts(dir), nil
 }

@@ -108,7 +108,7 @@ func (fs *FS) upperPlace(in *inode) (place, error) {
 		return place{dir: d, upper: true}, err
 	}
 	in.mu.RLock()
-	pin, link := in.pin, in.link
+	pin, link := in.pin, in.links()
 	if pin != nil {
 		pin.refs.Add(1)
 	}
@@ -176,12 +176,7 @@ func (fs *FS) stat(in *inode) (st unix.Stat_t, err error) {
 	if in.lower == nil {
 		return st, fmt.Errorf("inode %d has no object: %w", in.ino, unix.EIO)
 	}
-	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
-	if err != nil {
-		return st, err
-	}
-	defer p.release()
-	return p.stat()
+	return in.lower.st.stat(), nil
 }
 
 // settle waits for a namespace operation that is under way.
@@ -233,13 +228,19 @@ func (fs *FS) openPath(in *inode) (fd int, upper bool, err error) {
 	if in.lower == nil {
 		return -1, false, fmt.Errorf("inode %d has no object: %w", in.ino, unix.EIO)
 	}
-	p, err := fs.lowerPlace(in.lower.refs[0], in.isDir())
+	p, err := fs.lowerPlace(in.lower.top(), in.isDir())
 	if err != nil {
 		return -1, false, err
 	}
 	defer p.release()
-	fd, err = p.open()
-	return fd, false, err
+	if fd, err = p.open(); err != nil {
+		return -1, false, err
+	}
+	if err := in.lower.check(fd); err != nil {
+		closeFD(fd)
+		return -1, false, fmt.Errorf("%s: %w", fs.chain.where(in.lower.top()), err)
+	}
+	return fd, false, nil
 }
 
 // onUpper copies in up, without its data, and calls fn with an O_PATH descriptor of the upper object.

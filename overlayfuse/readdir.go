@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -123,8 +124,9 @@ func (fs *FS) list(in *inode) ([]dirent, error) {
 	if in.isDead() {
 		return nil, nil
 	}
-	l := lister{fs: fs, in: in, seen: map[string]bool{}}
+	l := lister{fs: fs, in: in}
 	if in.upper().exists {
+		l.seen = map[string]bool{}
 		d, err := fs.upperDir(in)
 		if err != nil {
 			return nil, err
@@ -135,15 +137,9 @@ func (fs *FS) list(in *inode) ([]dirent, error) {
 			return nil, fmt.Errorf("read upper directory: %w", err)
 		}
 	}
-	for _, r := range in.lowerDirs() {
-		d, err := fs.chain.lowerDir(r.layer, r.path)
-		if err != nil {
-			return nil, fmt.Errorf("open directory %s: %w", fs.chain.where(r), err)
-		}
-		err = l.add(d, false)
-		d.release()
-		if err != nil {
-			return nil, fmt.Errorf("read directory %s: %w", fs.chain.where(r), err)
+	if in.lower != nil {
+		if err := l.addLower(in.lower); err != nil {
+			return nil, err
 		}
 	}
 	return l.entries, nil
@@ -153,7 +149,7 @@ func (fs *FS) list(in *inode) ([]dirent, error) {
 type lister struct {
 	fs      *FS
 	in      *inode
-	seen    map[string]bool // also whiteouts
+	seen    map[string]bool // also whiteouts; nil if there is nothing to compare with
 	entries []dirent
 }
 
@@ -168,18 +164,18 @@ func (l *lister) add(d *dirFD, upper bool) error {
 	}
 	mapped := false // inode numbers are not those of the directory's own entries
 	if upper {
-		if mapped, err = hasXattr(procFD(d.fd)+"/.", l.fs.prefix+"impure"); err != nil {
+		if mapped, err = hasXattr(objectAt{d.fd, "."}, l.fs.prefix+"impure"); err != nil {
 			return fmt.Errorf("read impure: %w", err)
 		}
 		mapped = mapped || l.in.impure.Load()
 	}
-	xwhiteouts := !upper && l.fs.chain.xwhiteouts(procFD(d.fd)+"/.")
+	xwhiteouts := !upper && l.fs.chain.xwhiteouts(d.fd)
 	for _, e := range raw {
 		if l.seen[e.name] {
 			continue
 		}
 		l.seen[e.name] = true
-		white, err := l.isWhiteout(d, &e, xwhiteouts)
+		white, err := l.fs.chain.isWhiteoutEntry(d.fd, &e, xwhiteouts)
 		if err != nil {
 			return fmt.Errorf("%q: %w", e.name, err)
 		}
@@ -197,23 +193,44 @@ func (l *lister) add(d *dirFD, upper bool) error {
 	return nil
 }
 
-// isWhiteout looks closer at what may be one.
-func (l *lister) isWhiteout(d *dirFD, e *dirent, xwhiteouts bool) (bool, error) {
-	if e.mode != unix.S_IFCHR && e.mode != 0 && (e.mode != unix.S_IFREG || !xwhiteouts) {
-		return false, nil
-	}
-	st, err := statAt(d.fd, e.name)
-	if errors.Is(err, unix.ENOENT) {
-		return true, nil
-	}
+// addLower adds what the lower layers have, from the listing unless the directory is too large for one.
+func (l *lister) addLower(dir *entry) error {
+	c := l.fs.chain
+	names, err := c.list(dir)
 	if err != nil {
-		return false, err
+		return err
 	}
-	e.mode = st.Mode & unix.S_IFMT
-	if !xwhiteouts {
-		return isWhiteout(&st), nil
+	if !names.large {
+		l.addListing(names)
+		return nil
 	}
-	return l.fs.chain.isWhiteoutAt(d.fd, e.name, &st)
+	if l.seen == nil {
+		l.seen = map[string]bool{}
+	}
+	for _, r := range dir.dirs() {
+		d, err := c.lowerDir(r.layer, r.path)
+		if err != nil {
+			return fmt.Errorf("open directory %s: %w", c.where(r), err)
+		}
+		err = l.add(d, false)
+		d.release()
+		if err != nil {
+			return fmt.Errorf("read directory %s: %w", c.where(r), err)
+		}
+	}
+	return nil
+}
+
+func (l *lister) addListing(names *listing) {
+	l.entries = slices.Grow(l.entries, len(names.slots))
+	for i := range names.slots {
+		s, name := &names.slots[i], names.name(i)
+		if s.typ == 0 || l.seen[name] {
+			continue
+		}
+		ino := l.fs.inos.number(objKey{names.devs[s.first], s.ino})
+		l.entries = append(l.entries, dirent{name: name, mode: uint32(s.typ) << 12, ino: ino})
+	}
 }
 
 // resolve gives the inode number that a lookup would.
@@ -230,8 +247,8 @@ func (l *lister) resolve(e *dirent) error {
 }
 
 // xwhiteouts tells a directory that says it may hold empty files as whiteouts (opaque=x).
-func (c *chain) xwhiteouts(dir string) bool {
-	v, err := getXattr(dir, c.prefix+"opaque")
+func (c *chain) xwhiteouts(dir int) bool {
+	v, err := getXattr(objectAt{dir, "."}, c.prefix+"opaque")
 	return err == nil && string(v) == "x"
 }
 

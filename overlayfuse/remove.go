@@ -139,9 +139,9 @@ func (fs *FS) lostName(in *inode, a alias) error {
 // leaveIndex takes a file without names out of the index.
 func (fs *FS) leaveIndex(in *inode) error {
 	in.mu.Lock()
-	link := in.link
+	link := in.links()
 	if link.index != "" && link.names <= 0 {
-		in.link = linkCount{}
+		in.setLinks(linkCount{})
 	}
 	in.mu.Unlock()
 	if link.index == "" || link.names > 0 {

@@ -160,7 +160,7 @@ func (fs *FS) markMoved(in *inode, dst *side) error {
 	}
 	defer d.release()
 	if in.lower != nil {
-		err := fs.setMark(d.fd, "redirect", []byte("/"+in.lower.path))
+		err := fs.setMark(d.fd, "redirect", []byte("/"+in.lower.path()))
 		if tooLong(err) {
 			return unix.EXDEV // as the kernel's overlayfs beyond redirect_max: mv(1) copies then
 		}

@@ -7,23 +7,41 @@ import "sync"
 // Locks: mu is held across no system call; inode.mu may be taken under it.
 type table struct {
 	mu    sync.Mutex
-	byID  map[uint64]*inode
-	byKey map[objKey]*inode
+	byID  inodeMap[uint64] // by the first nodeid
+	byKey inodeMap[objKey]
 	// byUpper is the inodes of files by their upper object. Its marks may stop saying which object a file was (an origin that can't be
 	// read or written): the live inode stays the one.
 	byUpper map[objKey]*inode
-	last    uint64
+	// later is the inodes by further nodeids, which few have, and laterIDs what these are.
+	later    map[uint64]*inode
+	laterIDs map[*inode][]uint64
+	last     uint64
 }
 
 func newTable() *table {
-	return &table{byID: map[uint64]*inode{}, byKey: map[objKey]*inode{}, byUpper: map[objKey]*inode{}}
+	return &table{
+		byID: inodeMap[uint64]{
+			key:  func(in *inode) uint64 { return in.seq },
+			next: func(in *inode) **inode { return &in.nextID },
+		},
+		byKey: inodeMap[objKey]{
+			key:  func(in *inode) objKey { return in.key },
+			next: func(in *inode) **inode { return &in.nextKey },
+		},
+		byUpper:  map[objKey]*inode{},
+		later:    map[uint64]*inode{},
+		laterIDs: map[*inode][]uint64{},
+	}
 }
 
 // get is the inode of a nodeid that the kernel holds.
 func (t *table) get(id uint64) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.byID[id]
+	if in := t.byID.get(id); in != nil {
+		return in
+	}
+	return t.later[id]
 }
 
 // intern is the live inode of the same object as n, or n itself, entered. It counts one lookup and adds the alias.
@@ -32,7 +50,7 @@ func (t *table) get(id uint64) *inode {
 func (t *table) intern(n *inode, a alias) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old := t.byKey[n.key]
+	old := t.byKey.get(n.key)
 	if n.up.exists && !n.isDir() {
 		if live := t.byUpper[n.up.key]; live != nil && live.same(n, a.upper) {
 			old = live
@@ -41,8 +59,8 @@ func (t *table) intern(n *inode, a alias) *inode {
 	if old != nil && !old.same(n, a.upper) {
 		n.key = n.up.key
 		n.ino = n.fs.inos.number(n.key)
-		if old = t.byKey[n.key]; old != nil && !old.same(n, a.upper) {
-			delete(t.byKey, n.key)
+		if old = t.byKey.get(n.key); old != nil && !old.same(n, a.upper) {
+			t.byKey.remove(old)
 			old.hashed = false
 			old = nil
 		}
@@ -54,8 +72,8 @@ func (t *table) intern(n *inode, a alias) *inode {
 		in.seq = t.last
 		in.id.Store(t.last)
 		in.hashed = true
-		t.byID[in.seq] = in
-		t.byKey[in.key] = in
+		t.byID.put(in)
+		t.byKey.put(in)
 		if in.up.exists && !in.isDir() {
 			t.byUpper[in.up.key] = in
 		}
@@ -142,8 +160,8 @@ func (t *table) unhash(in *inode) {
 }
 
 func (t *table) unhashLocked(in *inode) {
-	if in.hashed && t.byKey[in.key] == in {
-		delete(t.byKey, in.key)
+	if in.hashed {
+		t.byKey.remove(in)
 	}
 	in.hashed = false
 	if u := in.upper(); t.byUpper[u.key] == in {
@@ -155,7 +173,7 @@ func (t *table) unhashLocked(in *inode) {
 func (t *table) raised(in *inode, k objKey) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[in.seq] == in && !in.isDir() {
+	if t.byID.get(in.seq) == in && !in.isDir() {
 		t.byUpper[k] = in
 	}
 }
@@ -166,9 +184,9 @@ func (t *table) renumber(in *inode) (id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.last++
-	in.older = append(in.older, in.id.Load())
+	t.laterIDs[in] = append(t.laterIDs[in], t.last)
 	in.id.Store(t.last)
-	t.byID[t.last] = in
+	t.later[t.last] = in
 	return t.last
 }
 
@@ -183,7 +201,7 @@ func (t *table) ref(in *inode) {
 func (t *table) refLive(in *inode) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.byID[in.seq] != in {
+	if t.byID.get(in.seq) != in {
 		return false
 	}
 	in.nlookup++
@@ -210,14 +228,14 @@ func (t *table) forget(in *inode, n uint64) {
 // Locks: mu is held.
 func (t *table) reap(in *inode) {
 	for in != nil && in.nlookup == 0 && in.children == 0 && !in.root {
-		if t.byID[in.seq] != in {
+		if t.byID.get(in.seq) != in {
 			return
 		}
-		delete(t.byID, in.seq)
-		for _, id := range in.older {
-			delete(t.byID, id)
+		t.byID.remove(in)
+		for _, id := range t.laterIDs[in] {
+			delete(t.later, id)
 		}
-		delete(t.byID, in.id.Load())
+		delete(t.laterIDs, in)
 		t.unhashLocked(in)
 		in.mu.Lock()
 		aliases, pin := in.aliases, in.pin
@@ -247,11 +265,5 @@ func (t *table) reap(in *inode) {
 func (t *table) all() []*inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	ins := make([]*inode, 0, len(t.byID))
-	for id, in := range t.byID {
-		if id == in.seq {
-			ins = append(ins, in)
-		}
-	}
-	return ins
+	return t.byID.all()
 }

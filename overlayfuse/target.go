@@ -65,12 +65,11 @@ func (t *target) OpenLower() (*os.File, error) {
 	if t.in.lower == nil {
 		return nil, fmt.Errorf("inode %d has no lower data: %w", t.in.ino, unix.EIO)
 	}
-	r := t.in.lower.refs[len(t.in.lower.refs)-1]
-	fd, err := t.in.fs.chain.open(r, unix.O_RDONLY|unix.O_NONBLOCK)
+	fd, err := t.in.fs.chain.openData(t.in.lower, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), t.in.fs.chain.where(r)), nil
+	return os.NewFile(uintptr(fd), t.in.fs.chain.where(t.in.lower.bottom())), nil
 }
 
 // OpenUpper opens the upper by whatever leads to it: name, index or pinned descriptor.
