@@ -255,7 +255,7 @@ func TestFlushIsCancelledAndGoesOn(t *testing.T) {
 		cancel(cause)
 	}()
 	_, err := o.FlushUpper(ctx, FlushOptions{Meter: m})
-	if !errors.Is(err, unix.EINTR) || !errors.Is(err, cause) || !strings.Contains(err.Error(), "/big") {
+	if !errors.Is(err, unix.EINTR) || !errors.Is(err, cause) {
 		t.Fatalf("cancelled: %v", err)
 	}
 	p := m.Read()
