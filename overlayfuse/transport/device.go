@@ -12,8 +12,10 @@ import (
 // Opcodes of the protocol (include/uapi/linux/fuse.h) that mean something to the transport.
 const (
 	opForget        = 2
+	opRelease       = 18
 	opFsync         = 20
 	opInit          = 26
+	opReleaseDir    = 29
 	opFsyncDir      = 30
 	opSetLkW        = 33
 	opInterrupt     = 36

@@ -81,14 +81,20 @@ func (h *hub) rest(s *Server) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.busy, s)
-	if len(h.busy) == 0 {
-		buffers.trim()
-	}
 	ev := unix.EpollEvent{Events: oneRequest, Fd: int32(s.fd)}
 	if err := unix.EpollCtl(h.epoll, unix.EPOLL_CTL_MOD, s.fd, &ev); err != nil {
 		return fmt.Errorf("epoll_ctl: %w", err)
 	}
 	return nil
+}
+
+// trim gives memory back if no connection has a reader.
+func (h *hub) trim() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.busy) == 0 {
+		buffers.trim()
+	}
 }
 
 // remove ends the watching of s, which is busy, before its descriptor is closed. With the last connection the goroutine that
@@ -100,9 +106,6 @@ func (h *hub) remove(s *Server) {
 	delete(h.conns, int32(s.fd))
 	_ = unix.EpollCtl(h.epoll, unix.EPOLL_CTL_DEL, s.fd, nil) // it is in there
 	h.stopLocked()
-	if len(h.busy) == 0 {
-		buffers.trim()
-	}
 }
 
 // watch waits for a connection without a reader, and becomes its reader.

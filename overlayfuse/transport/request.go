@@ -17,7 +17,8 @@ func (s *Server) serve(w *worker, b *buffer, n int) {
 	}
 	h := header(b.in)
 	opcode := h.Opcode
-	if s.slow.expect(opcode) {
+	handed := s.slow.expect(opcode)
+	if handed {
 		s.hand(w)
 	}
 	start := now()
@@ -26,13 +27,41 @@ func (s *Server) serve(w *worker, b *buffer, n int) {
 	reply := s.handle(b, n)
 	w.doing.Add(1)
 	w.unique.Store(0)
+	slow := now()-start > slowRequest
+	if !handed {
+		s.sample(w, opcode, slow)
+	} else if slow {
+		s.slow.slow(opcode)
+	}
+	if !slow {
+		s.slow.fast(opcode)
+	}
 	if len(reply) > 0 {
 		s.answer(opcode, b, reply)
 	}
 	b.touched(n, len(reply))
-	w.slow = 0
-	if now()-start > slowRequest {
-		w.slow = opcode
+}
+
+// sample looks, now and then and after a slow request, whether another request waits that one reader is too few for. The
+// caller of the present one still waits for its reply, so it is somebody else's.
+func (s *Server) sample(w *worker, opcode uint32, slow bool) {
+	switch opcode {
+	case opRelease, opReleaseDir, opForget, opBatchForget: // nobody waits for them
+		return
+	}
+	if w.count++; w.count%sampled != 0 && !slow {
+		return
+	}
+	if !await(s.fd, 0) {
+		w.crowd = 0
+		return
+	}
+	if slow {
+		s.slow.slow(opcode)
+	}
+	if w.crowd++; w.crowd >= crowd {
+		w.crowd = 0
+		s.reinforce()
 	}
 }
 

@@ -10,10 +10,12 @@ import (
 
 const (
 	// patience is how long the last reader waits for a request before it leaves the connection to the hub.
-	patience = 20 * time.Millisecond
+	patience = 10 * time.Millisecond
 
-	// crowd is how many requests in sequence have to be there already, to call for another reader.
-	crowd = 8
+	// A reader samples each sampled-th request: does another one wait when it is handled? If one did in crowd samples in
+	// sequence, one reader is not enough.
+	sampled = 8
+	crowd   = 4
 
 	// maxWorkers is the most goroutines that one connection has. Only a kernel that has so many requests in progress meets it.
 	maxWorkers = 1024
@@ -26,8 +28,8 @@ type worker struct {
 	seen   uint32        // what doing was at the last tick; guarded by Server.mu
 	doing  atomic.Uint32 // odd while a request is handled; each has a number of its own
 	unique atomic.Uint64 // of the request that is handled
-	crowd  int           // requests in sequence that were there already
-	slow   uint32        // opcode of the last request if it was slow; else 0
+	count  int           // of requests handled
+	crowd  int           // samples in sequence in which another request waited
 }
 
 // enlist counts a reader that is about to start, unless all is over.
@@ -82,8 +84,9 @@ func (s *Server) work() {
 	}
 }
 
-// leave ends a worker.
+// leave ends a worker that has given its buffer back.
 func (s *Server) leave(w *worker) {
+	defer idle.trim()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.workers, w)
@@ -100,15 +103,8 @@ func (s *Server) leave(w *worker) {
 func (s *Server) next(w *worker, b []byte) (int, unix.Errno) {
 	n, errno := read(s.fd, b)
 	if errno != unix.EAGAIN {
-		if w.slow != 0 {
-			s.slow.found(w.slow)
-		}
-		if w.crowd++; w.crowd%crowd == 0 {
-			s.reinforce()
-		}
 		return n, errno
 	}
-	w.crowd = 0
 	if !s.stays(w) {
 		return 0, unix.EAGAIN
 	}
