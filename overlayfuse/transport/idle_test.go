@@ -97,7 +97,7 @@ func TestTakeover(t *testing.T) {
 	if err := one.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	<-one.exited
+	_ = <-one.exited // it was killed
 	one.exited <- nil
 
 	again := self("resume", hello)

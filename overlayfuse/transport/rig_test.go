@@ -47,8 +47,8 @@ func start(t *testing.T, cmd *exec.Cmd) (*server, string) {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
 		select {
-		case <-s.exited:
-		default:
+		case _ = <-s.exited: // it was killed, or the test has seen it
+		case <-time.After(5 * time.Second):
 		}
 	})
 	if errRead != nil {
