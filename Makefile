@@ -7,7 +7,7 @@ stack := contrib/stack
 binaries := overlayfuse containerd-overlayfuse-grpc
 go_files = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
-.PHONY: all build run test verify bench lint clean
+.PHONY: all build run test verify bench bench-transport lint clean
 
 all: build
 
@@ -29,6 +29,10 @@ verify: build
 bench: build
 	$(stack)/install.sh bench
 	go run ./contrib/bench copyup -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
+
+# What one FUSE round trip costs with each way of serving; BENCH are further arguments, such as "-rounds 9".
+bench-transport:
+	go run ./contrib/bench transport $(BENCH)
 
 lint:
 	$(stack)/install.sh lint

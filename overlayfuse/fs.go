@@ -71,7 +71,6 @@ func New(cfg Config) (*FS, error) {
 		inos:          newInoMap(),
 		tab:           newTable(),
 		log:           cfg.Log,
-		conn:          connection{fd: -1},
 		euid:          os.Geteuid(),
 		egid:          os.Getegid(),
 	}
@@ -154,7 +153,6 @@ func (fs *FS) openRoot() error {
 // Close gives up every descriptor. No request may be running.
 func (fs *FS) Close() error {
 	fs.flushes.close()
-	fs.conn.close()
 	fs.engine.Background.Close()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)

@@ -98,7 +98,7 @@ const (
 
 // inodeIO is the io mode of one nodeid of an inode.
 //
-// Locks: mu is held while a backing file is registered; it comes before connection.mu, table.mu and those of copyup.File.
+// Locks: mu is held while a backing file is registered; it comes before table.mu and those of copyup.File.
 type inodeIO struct {
 	id uint64 // nodeid
 

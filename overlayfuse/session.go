@@ -7,10 +7,11 @@ import (
 	"os"
 	"slices"
 
-	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/transport"
 )
 
 // Session is one mounted FS and what serves it. It lasts until the last user of the mount is gone: a bind mount, another
@@ -54,13 +55,11 @@ func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
 	lines := fs.log.WriterLevel(level)
 	opts.Logger = log.New(lines, "", 0)
 	s := &Session{fs: fs, mountpoint: mountpoint, done: make(chan struct{})}
-	// NewServer takes the descriptor over, and answers INIT before it returns.
-	errConn := fs.conn.open(dev)
-	server, err := fuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", dev), opts)
-	if err == nil {
-		err = errConn
-	}
-	if err == nil {
+	server, err := transport.New(fs, opts, dev, nil)
+	if err != nil {
+		err = errors.Join(err, unix.Close(dev))
+	} else if err = server.Init(); err == nil {
+		fs.conn.server.Store(server)
 		err = fs.probePassthrough()
 	}
 	if err == nil {
@@ -72,16 +71,16 @@ func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
 		if errUnmount := unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); errUnmount != nil {
 			err = errors.Join(err, fmt.Errorf("unmount: %w", errUnmount))
 		}
+		fs.conn.server.Store(nil)
 		if server != nil {
-			server.Serve() // ends at once: the connection is gone with its mount
+			err = errors.Join(err, server.Close())
 		}
 		return nil, errors.Join(err, lines.Close())
 	}
 	s.readahead(opts.MaxReadAhead)
 	go func() {
 		defer close(s.done)
-		server.Serve()
-		s.closeErr = errors.Join(fs.Close(), lines.Close())
+		s.closeErr = errors.Join(server.Serve(), fs.Close(), lines.Close())
 	}()
 	return s, nil
 }

@@ -53,6 +53,8 @@ func main() {
 	switch os.Args[1] {
 	case "copyup":
 		run = (*bench).copyup
+	case "transport":
+		os.Exit(benchTransport(os.Args[2:]))
 	case "threshold":
 		run = (*bench).threshold
 	default:
