@@ -28,6 +28,8 @@ type section struct {
 	Systems    []system
 	Samples    map[string]map[system][]sample // by row and system, a sample a round
 	Failures   map[system]string
+	Skipped    string  `json:",omitempty"` // why nothing was measured
+	Seconds    float64 // that all of it took
 	rows       []row
 }
 
