@@ -24,6 +24,7 @@ type bench struct {
 	hubs   []*hub
 	stacks map[system]*stack
 	group  *memoryGroup // what FUSE servers are started in; nil is this process's
+	notes  []string     // on what could not be measured
 	serial int          // of the next mount's directory
 }
 
@@ -58,6 +59,7 @@ func (b *bench) copyup() (*report, error) { return b.series(b.experiments()) }
 // series runs those of the experiments that were asked for.
 func (b *bench) series(list []experiment) (*report, error) {
 	r := newReport(b)
+	defer func() { r.Notes = b.notes }()
 	for _, x := range list {
 		if !b.only.MatchString(x.name) {
 			continue
@@ -77,6 +79,14 @@ func (b *bench) series(list []experiment) (*report, error) {
 		s.print(os.Stderr)
 	}
 	return r, nil
+}
+
+// note keeps text for the report, once.
+func (b *bench) note(text string) {
+	if !slices.Contains(b.notes, text) {
+		fmt.Fprintln(os.Stderr, "  "+text)
+		b.notes = append(b.notes, text)
+	}
 }
 
 // experiment runs all rounds of x. A system that fails is noted, and left out of the remaining rounds.

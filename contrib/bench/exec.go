@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"syscall"
@@ -82,7 +83,7 @@ func run(path string, argv []string) error {
 	var status unix.WaitStatus
 	for {
 		_, err = unix.Wait4(pid, &status, 0, nil)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}

@@ -70,8 +70,11 @@ func timeFio(args []string) (values, error) {
 			} `json:"jobs"`
 		}
 		text := string(said)
-		if err := json.Unmarshal([]byte(text[max(0, strings.Index(text, "{")):]), &result); err != nil || len(result.Jobs) != 1 {
-			return nil, fmt.Errorf("fio said %q: %v: %w", last(text, 300), err, unix.EPROTO)
+		if err := json.Unmarshal([]byte(text[max(0, strings.Index(text, "{")):]), &result); err != nil {
+			return nil, fmt.Errorf("fio said %q: %w", last(text, 300), err)
+		}
+		if len(result.Jobs) != 1 {
+			return nil, fmt.Errorf("fio said %q: %w", last(text, 300), unix.EPROTO)
 		}
 		v[m.key] = max(result.Jobs[0].Read.Runtime, result.Jobs[0].Write.Runtime) / 1000
 	}

@@ -21,13 +21,13 @@ const (
 	python               = "/usr/bin/python3"
 	// pythonWork loads a good part of the standard library and waits.
 	pythonWork = `
-import importlib, sys
+import importlib, os, sys
 for name in "json re argparse asyncio http.client http.server email.message sqlite3 decimal fractions logging.config ` +
 		`multiprocessing unittest xml.dom.minidom zipfile tarfile tempfile subprocess urllib.request ssl ctypes csv ` +
 		`difflib pydoc concurrent.futures statistics random hashlib bz2 lzma zoneinfo dataclasses typing ast dis inspect".split():
     try: importlib.import_module(name)
     except ImportError: pass
-print("ready", flush=True)
+os.write(1, b"ready\n")
 sys.stdin.read()
 `
 )
@@ -40,12 +40,11 @@ func (b *bench) pythonLower() (*lower, error) {
 	return b.lowerOnce("python", func(dir string) error {
 		script := `set -e
 			p=$(readlink -f "$1")
-			for f in "$p" $(ldd "$p" $(find /usr/lib/"$(basename "$p")" -name '*.so') | grep -o '/[^ :]*[^ :]' | sort -u); do
-				cp -aL --parents "$f" "$2"
-			done
-			cp -a --parents "/usr/lib/$(basename "$p")" "$2"
-			ln "$2/$p" "$2$1" 2>/dev/null || test "$2/$p" -ef "$2$1"
-			mkdir -p "$2/proc" "$2/dev"`
+			library=/usr/lib/$(basename "$p")
+			tar -C / -chf "$2/tar" --hard-dereference -P "$1" "$library" \
+				$(ldd "$p" $(find "$library" -name '*.so') | grep -o '/[^ :]*[^ :]' | sort -u)
+			tar -C "$2" --transform 's,^/,,' -xPf "$2/tar"
+			rm "$2/tar"`
 		return b.child(2*time.Minute, nil, exec.Command("sh", "-c", script, "sh", python, dir))
 	})
 }
@@ -97,7 +96,7 @@ func (b *bench) sharing() []experiment {
 			}
 			v, err := b.sharedMemory(y, low, x.deadline, options)
 			if s != "" && errors.Is(err, unix.EINVAL) { // no such option
-				fmt.Fprintf(os.Stderr, "  sharing=%s skipped: %v\n", s, err)
+				b.note(fmt.Sprintf("sharing=%s skipped: %v", s, err))
 				continue
 			}
 			if err != nil {

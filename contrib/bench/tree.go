@@ -61,7 +61,6 @@ func (b *bench) trees() []experiment {
 		x := experiment{
 			name:     "tree-" + c.pass,
 			systems:  all,
-			rounds:   b.everyRound,
 			deadline: b.within(3 * time.Minute),
 			lower:    b.readOnly(b.goTree),
 			rows: []row{

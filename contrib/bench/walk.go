@@ -99,7 +99,7 @@ var treePasses = map[string]func(root string, n treeNames) error{
 	"missing": func(_ string, n treeNames) error {
 		for _, p := range n.files {
 			if err := statPath(p + ".none"); !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("%s.none: %v: %w", p, err, unix.EUCLEAN)
+				return fmt.Errorf("%s.none is there: %w", p, errors.Join(err, unix.EUCLEAN))
 			}
 		}
 		return nil
