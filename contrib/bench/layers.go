@@ -56,7 +56,6 @@ func (b *bench) layers() []experiment {
 	x := experiment{
 		name:     "layers",
 		systems:  overlays,
-		rounds:   b.everyRound,
 		deadline: b.within(time.Minute),
 	}
 	most := layerCounts[len(layerCounts)-1]

@@ -46,8 +46,8 @@ func (b *bench) manyNames() []experiment {
 			{key: "reread", title: fmt.Sprintf("%d × open, read, close of these", n)},
 			{key: "rename", title: fmt.Sprintf("%d × rename of these", n), must: slowNames},
 			{key: "unlink", title: fmt.Sprintf("%d × unlink of these", n), must: slowNames},
-			{key: "mkdir", title: fmt.Sprintf("%d × mkdir", n/10)},
-			{key: "rmdir", title: fmt.Sprintf("%d × rmdir", n/10)},
+			{key: "mkdir", title: fmt.Sprintf("%d × mkdir", n/3)},
+			{key: "rmdir", title: fmt.Sprintf("%d × rmdir", n/3)},
 			{key: "whiteout", title: fmt.Sprintf("%d × unlink of lower files", n), must: slowNames},
 		},
 	}
@@ -129,10 +129,10 @@ func timeNames(args []string) (values, error) {
 			return eachName(fresh, n, func(p string) error { return named("unlink", p, unix.Unlink(p+"x")) })
 		}},
 		{"mkdir", func() (float64, error) {
-			return eachDir(dirs, n/10, func(p string) error { return named("mkdir", p, unix.Mkdir(p, 0o755)) })
+			return eachDir(dirs, n/3, func(p string) error { return named("mkdir", p, unix.Mkdir(p, 0o755)) })
 		}},
 		{"rmdir", func() (float64, error) {
-			return eachDir(dirs, n/10, func(p string) error { return named("rmdir", p, unix.Rmdir(p)) })
+			return eachDir(dirs, n/3, func(p string) error { return named("rmdir", p, unix.Rmdir(p)) })
 		}},
 		{"whiteout", func() (float64, error) {
 			return eachName(filepath.Join(args[0], "lower"), n, func(p string) error { return named("unlink", p, unix.Unlink(p)) })

@@ -19,7 +19,7 @@ import (
 type report struct {
 	Machine  []string // what it ran on, a line each
 	Sections []*section
-	Notes    []string `json:",omitempty"`
+	Notes    []string      `json:",omitempty"`
 	table    func() string // of all sections
 	plotted  bool          // as OUT/NAME.svg as well
 }

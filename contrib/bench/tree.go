@@ -26,6 +26,7 @@ func (b *bench) goTree() (*lower, error) {
 			git init -q
 			git add -A -f
 			git -c user.name=bench -c user.email=bench@localhost commit -q -m tree
+			git repack -adq --window=0 --depth=0
 			git status >/dev/null`
 		cp := exec.Command("sh", "-c", script, "sh", strings.TrimSpace(string(root)), dir)
 		cp.Env = gitEnvironment()
