@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"strings"
 	"time"
 )
 
@@ -17,6 +18,9 @@ type fleet struct {
 func (b *bench) fleet(y system, low *lower, n int, deadline time.Duration, options ...string) (*fleet, error) {
 	f := &fleet{}
 	if y == ours {
+		if b.options != "" {
+			options = append(strings.Split(b.options, ","), options...)
+		}
 		var err error
 		if f.hub, err = b.newHub(); err != nil {
 			return f, err

@@ -120,12 +120,12 @@ func parse(name string, args []string) (settings, error) {
 	var s settings
 	flags := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	flags.StringVar(&s.overlayfuse, "overlayfuse", "bin/overlayfuse", "the `binary` of ours")
-	flags.StringVar(&s.options, "options", "", "further mount `options` of ours")
+	flags.StringVar(&s.options, "options", "", "further mount `options` of ours (not of containers)")
 	flags.StringVar(&s.dir, "dir", "", "`directory` for a scratch directory, which is removed at the end (default: on a new ext4 in "+imageParent+")")
 	flags.StringVar(&s.out, "out", "", "write the tables and all samples into this `directory`")
 	flags.BoolVar(&s.quick, "quick", false, "smaller files, fewer rounds")
 	flags.BoolVar(&s.strict, "strict", false, "exit code 1 if a bound is missed")
-	flags.IntVar(&s.rounds, "rounds", 0, "rounds of a latency, a third of them for heavy experiments (default 10, -quick 3)")
+	flags.IntVar(&s.rounds, "rounds", 0, "rounds of a latency, a third of them for heavy experiments (default 10, all 7, -quick 3)")
 	flags.DurationVar(&s.deadline, "deadline", 0, "kill a workload after this `time` (default: as the experiment says)")
 	only := flags.String("only", "", "only the experiments whose names match this `regexp`")
 	if lists[name] != nil {
@@ -146,9 +146,13 @@ func parse(name string, args []string) (settings, error) {
 		return s, err
 	}
 	if s.rounds <= 0 {
-		s.rounds = 10
-		if s.quick {
+		switch {
+		case s.quick:
 			s.rounds = 3
+		case name == "all":
+			s.rounds = 7
+		default:
+			s.rounds = 10
 		}
 	}
 	return s, nil

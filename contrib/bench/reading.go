@@ -17,8 +17,10 @@ const (
 	ioName    = "data"
 	coldPages = 2000   // random reads from the disk
 	warmPages = 100000 // random reads and writes in memory
-	ioPasses  = 3      // of a whole file in memory, at least
-	ioSeconds = 0.2    // that all passes together take, at least
+	ioPasses  = 3      // of a whole file in memory, at least, if they do not take mostSeconds
+	// What all passes together take, at least, and what is enough of them.
+	leastSeconds = 0.2
+	mostSeconds  = 1.5
 )
 
 func (b *bench) ioSize() int64 {
@@ -111,7 +113,7 @@ func onFile(path string, flags int, work func(fd int, size int64) error) (float6
 // passes is the median of several onFile.
 func passes(path string, flags int, work func(fd int, size int64) error) (float64, error) {
 	var all []float64
-	for sum := 0.0; len(all) < ioPasses || sum < ioSeconds; {
+	for sum := 0.0; sum < leastSeconds || len(all) < ioPasses && sum < mostSeconds; {
 		t, err := onFile(path, flags, work)
 		if err != nil {
 			return 0, err
