@@ -1,6 +1,6 @@
 # make run: containers on overlayfuse, as a demonstration. make test: every test. make verify: the long runs of the tests that draw
-# their work at random (hours). make bench: everything beside the kernel's overlayfs and fuse-overlayfs (an hour), bench-quick: the
-# same with less of each (8 minutes), bench-copyup: the copy-up engine alone; BENCH are further arguments, such as "-only names".
+# their work at random (hours). make bench: everything beside the kernel's overlayfs and fuse-overlayfs, bench-quick: the
+# same with less of each, bench-copyup: the copy-up engine alone; BENCH are further arguments, such as "-only names".
 # All need root and /dev/fuse.
 
 SHELL := /bin/bash

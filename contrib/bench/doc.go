@@ -1,8 +1,8 @@
 // Command bench measures side by side: on the kernel's overlayfs, on fuse-overlayfs, on ours and, where that says
 // something, in a plain directory of the same file system.
 //
-//	go run ./contrib/bench all                     everything a user may notice; about an hour, 15 GB free
-//	go run ./contrib/bench all -quick              smaller files, fewer rounds; 8 minutes
+//	go run ./contrib/bench all                     everything a user may notice; long, 15 GB free
+//	go run ./contrib/bench all -quick              smaller files, fewer rounds; 12 minutes beside other work
 //	go run ./contrib/bench all -only '^tree'       some of it; -list names the experiments
 //	go run ./contrib/bench copyup                  the copy-up engine; about half an hour
 //	go run ./contrib/bench threshold               up to which size copying whole beats copying partially
