@@ -11,7 +11,9 @@ import (
 )
 
 // connection is the FUSE connection of a mounted file system, for what is no answer to a request. Nil: it is not mounted.
-type connection struct{ server atomic.Pointer[transport.Server] }
+type connection struct {
+	server atomic.Pointer[transport.Server]
+}
 
 // register gives the kernel a real file to use by itself, and gets its backing id.
 //

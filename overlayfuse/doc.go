@@ -51,7 +51,7 @@
 //	      FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
 //	        table.mu
 //	          inode.mu            leaf
-//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, connection.mu, listingCache.mu, chains.mu: leaves
+//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu: leaves
 //	sharedChain.setup: while a mount is made; only leaves are taken under it
 //	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //

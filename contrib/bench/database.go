@@ -63,7 +63,7 @@ func (b *bench) databases() []experiment {
 			rows: []row{
 				{
 					key: "time", title: fmt.Sprintf("%d transactions, journal_mode=%s", c.transactions, c.mode),
-					must: []bound{against(plain, 1.15)},
+					must: []bound{against(plain, 1.15), against(kernel, 1.1)},
 				},
 				{key: "first", title: "open and one transaction, before that"},
 			},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -16,10 +17,13 @@ import (
 // errLower says that a lower layer was written to, the one thing that no overlay may do.
 var errLower = fmt.Errorf("the lower layer changed: %w", unix.EUCLEAN)
 
-// lower is a lower layer.
+// lower is a lower layer, or several.
 type lower struct {
 	dir   string
-	times map[string]unix.Timespec // each object's ctime, which no write leaves as it is
+	under []string // layers below dir, the topmost first
+	// shared has plain work in dir itself: the experiment changes nothing.
+	shared bool
+	times  map[string]unix.Timespec // each object's ctime, which no write leaves as it is
 }
 
 // lowerOnce returns the lower layer called name, made by fill at the first call.
@@ -45,6 +49,9 @@ func (b *bench) lowerOnce(name string, fill func(dir string) error) (*lower, err
 	b.lowers[name] = l
 	return l, nil
 }
+
+// layers are the directories of l, the topmost first.
+func (l *lower) layers() []string { return append([]string{l.dir}, l.under...) }
 
 // dropLower removes the lower layer called name, if it was made.
 func (b *bench) dropLower(name string) error {
@@ -141,4 +148,9 @@ func warm(path string) error {
 func age(path string) error {
 	old := time.Date(2020, 2, 2, 2, 2, 2, 0, time.UTC)
 	return os.Chtimes(path, old, old)
+}
+
+// copyPrograms copies executables into dir.
+func (b *bench) copyPrograms(dir string, paths ...string) error {
+	return b.child(time.Minute, nil, exec.Command("cp", append(append([]string{"-L"}, paths...), dir)...))
 }

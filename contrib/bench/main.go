@@ -23,13 +23,16 @@ const (
 	exitFailed = 3 // it could not measure
 )
 
-const usage = `usage: bench copyup|threshold [flags]; -h after either prints the flags`
+const usage = `usage: bench all|copyup|threshold [flags]; -h after any prints the flags`
+
+// lists are the experiments of the commands that have names for them.
+var lists = map[string]func(*bench) []experiment{"all": (*bench).everything, "copyup": (*bench).experiments}
 
 // settings are the flags.
 type settings struct {
 	overlayfuse string // the binary
 	options     string // further mount options of ours
-	dir         string // scratch directories are made in it
+	dir         string // scratch directories are made in it; "" is a new file system
 	out         string // the tables go there too; "" is nowhere
 	quick       bool
 	strict      bool
@@ -51,6 +54,8 @@ func main() {
 	}
 	var run func(*bench) (*report, error)
 	switch os.Args[1] {
+	case "all":
+		run = (*bench).all
 	case "copyup":
 		run = (*bench).copyup
 	case "transport":
@@ -72,7 +77,7 @@ func command(name string, args []string, run func(*bench) (*report, error)) int 
 	case err != nil:
 		return exitUsage
 	case s.list:
-		for _, x := range (&bench{settings: s}).experiments() {
+		for _, x := range lists[name](&bench{settings: s}) {
 			fmt.Println(x.name)
 		}
 		return exitOK
@@ -88,11 +93,17 @@ func command(name string, args []string, run func(*bench) (*report, error)) int 
 }
 
 func measure(ctx context.Context, name string, s settings, run func(*bench) (*report, error)) (code int, err error) {
-	base, err := os.MkdirTemp(s.dir, "bench-")
+	if err := ownNamespace(); err != nil {
+		return 0, err
+	}
+	place, err := newScratch(s.dir)
 	if err != nil {
 		return 0, err
 	}
-	b := &bench{settings: s, ctx: ctx, base: base, lowers: map[string]*lower{}}
+	b := &bench{
+		settings: s, ctx: ctx, base: place.dir, remove: place.remove,
+		lowers: map[string]*lower{}, stacks: map[system]*stack{},
+	}
 	defer func() { err = errors.Join(err, b.close()) }()
 	r, err := run(b)
 	if r != nil {
@@ -111,15 +122,15 @@ func parse(name string, args []string) (settings, error) {
 	var s settings
 	flags := flag.NewFlagSet("bench "+name, flag.ContinueOnError)
 	flags.StringVar(&s.overlayfuse, "overlayfuse", "bin/overlayfuse", "the `binary` of ours")
-	flags.StringVar(&s.options, "options", "", "further mount `options` of ours")
-	flags.StringVar(&s.dir, "dir", "/var/tmp", "`directory` for a scratch directory, which is removed at the end")
+	flags.StringVar(&s.options, "options", "", "further mount `options` of ours (not of containers)")
+	flags.StringVar(&s.dir, "dir", "", "`directory` for a scratch directory, which is removed at the end (default: on a new ext4 in "+imageParent+")")
 	flags.StringVar(&s.out, "out", "", "write the tables and all samples into this `directory`")
 	flags.BoolVar(&s.quick, "quick", false, "smaller files, fewer rounds")
 	flags.BoolVar(&s.strict, "strict", false, "exit code 1 if a bound is missed")
-	flags.IntVar(&s.rounds, "rounds", 0, "rounds of a latency, a third of them for heavy experiments (default 10, -quick 3)")
+	flags.IntVar(&s.rounds, "rounds", 0, "rounds of a latency, a third of them for heavy experiments (default 10, all 7, -quick 3)")
 	flags.DurationVar(&s.deadline, "deadline", 0, "kill a workload after this `time` (default: as the experiment says)")
 	only := flags.String("only", "", "only the experiments whose names match this `regexp`")
-	if name == "copyup" {
+	if lists[name] != nil {
 		flags.BoolVar(&s.list, "list", false, "print the names of the experiments")
 	}
 	if err := flags.Parse(args); err != nil {
@@ -137,9 +148,13 @@ func parse(name string, args []string) (settings, error) {
 		return s, err
 	}
 	if s.rounds <= 0 {
-		s.rounds = 10
-		if s.quick {
+		switch {
+		case s.quick:
 			s.rounds = 3
+		case name == "all":
+			s.rounds = 7
+		default:
+			s.rounds = 10
 		}
 	}
 	return s, nil

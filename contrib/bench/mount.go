@@ -59,9 +59,12 @@ func (b *bench) mount(y system, low *lower, deadline time.Duration) (*mounted, e
 		}
 	}
 	var err error
-	if y == plain {
+	switch {
+	case y == plain && low.shared:
+		err = bindReadOnly(low.dir, m.root())
+	case y == plain:
 		err = b.child(deadline, nil, exec.Command("cp", "-a", low.dir+"/.", m.root()))
-	} else {
+	default:
 		err = b.attach(m)
 	}
 	if err != nil {
@@ -74,11 +77,15 @@ func (b *bench) mount(y system, low *lower, deadline time.Duration) (*mounted, e
 //
 // Preconditions: m is not mounted.
 func (b *bench) attach(m *mounted) error {
-	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", m.lower.dir, m.upper(), filepath.Join(m.dir, "work"))
+	work := filepath.Join(m.dir, "work")
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", strings.Join(m.lower.layers(), ":"), m.upper(), work)
 	switch m.system {
 	case plain:
 		return nil
 	case kernel:
+		if len(m.lower.layers()) > 1 {
+			return mountLayers(m.root(), m.lower.layers(), m.upper(), work)
+		}
 		return unix.Mount("overlay", m.root(), "overlay", 0, options+",metacopy=off")
 	case fuseOverlayfs:
 		return b.serve(m, exec.Command("fuse-overlayfs", "-f", "-o", options, m.root()))
@@ -94,6 +101,9 @@ func (b *bench) attach(m *mounted) error {
 
 // serve starts a FUSE server for m and returns when it answers.
 func (b *bench) serve(m *mounted, server *exec.Cmd) error {
+	if b.group != nil {
+		b.group.enter(server)
+	}
 	log, err := os.Create(filepath.Join(m.dir, "log"))
 	if err != nil {
 		return err
@@ -131,7 +141,7 @@ func (b *bench) serve(m *mounted, server *exec.Cmd) error {
 // detach unmounts m and waits for its server to end. It may be called at any time.
 func (m *mounted) detach() error {
 	var err error
-	if m.system != plain {
+	if m.system != plain || m.lower.shared {
 		err = unix.Unmount(m.root(), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			err = nil // not mounted
@@ -186,4 +196,47 @@ func mountPoints() ([]string, error) {
 		}
 	}
 	return points, nil
+}
+
+// bindReadOnly has dir at point, read-only.
+func bindReadOnly(dir, point string) error {
+	if err := unix.Mount(dir, point, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	return unix.Mount("", point, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+}
+
+// mountLayers mounts the kernel's overlayfs. Compare: fs/overlayfs/params.c:ovl_parse_layer() (Linux 6.18); mount(2)
+// takes a page of options, which 128 paths exceed.
+func mountLayers(point string, layers []string, upper, work string) error {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen: %w", err)
+	}
+	defer func() { _ = unix.Close(fs) }() // it is only the context
+	set := func(key, value string) {
+		if err == nil {
+			if err = unix.FsconfigSetString(fs, key, value); err != nil {
+				err = fmt.Errorf("%s=%s: %w", key, value, err)
+			}
+		}
+	}
+	for _, l := range layers {
+		set("lowerdir+", l)
+	}
+	set("upperdir", upper)
+	set("workdir", work)
+	set("metacopy", "off")
+	if err != nil {
+		return err
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("fsmount: %w", err)
+	}
+	err = unix.MoveMount(mount, "", unix.AT_FDCWD, point, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return errors.Join(err, unix.Close(mount))
 }

@@ -19,7 +19,9 @@ import (
 type report struct {
 	Machine  []string // what it ran on, a line each
 	Sections []*section
+	Notes    []string      `json:",omitempty"`
 	table    func() string // of all sections
+	plotted  bool          // as OUT/NAME.svg as well
 }
 
 // section is what an experiment found.
@@ -28,6 +30,9 @@ type section struct {
 	Systems    []system
 	Samples    map[string]map[system][]sample // by row and system, a sample a round
 	Failures   map[system]string
+	Skipped    string  `json:",omitempty"` // why nothing was measured
+	Seconds    float64 // that all of it took
+	Rows       []rowRecord
 	rows       []row
 }
 
@@ -109,8 +114,33 @@ const tableHead = `| workload | quantity | kernel | fuse-overlayfs | ours | plai
 |---|---|---|---|---|---|---|---|---|---|---|
 `
 
+// rowRecord is a row for those who read the JSON and not this program.
+type rowRecord struct {
+	Key, Title, Unit string
+	Medians          map[system]sample
+	Bounds, Verdicts []string `json:",omitempty"`
+}
+
+// record fills in the section's Rows.
+func (s *section) record() {
+	s.Rows = nil
+	for _, r := range s.rows {
+		m := s.medians(r)
+		t := rowRecord{Key: r.key, Title: r.title, Unit: r.unit.String(), Medians: m}
+		for _, b := range r.must {
+			t.Bounds = append(t.Bounds, b.text(r.unit))
+			t.Verdicts = append(t.Verdicts, string(b.judge(m)))
+		}
+		s.Rows = append(s.Rows, t)
+	}
+}
+
 // print writes the section's lines of the table, and its failures below.
 func (s *section) print(w io.Writer) {
+	if s.Skipped != "" {
+		_, _ = fmt.Fprintf(w, "| %s | skipped: %s | | | | | | | | | |\n", s.Experiment, s.Skipped) // as below
+		return
+	}
 	for _, r := range s.rows {
 		m := s.medians(r)
 		cells := []string{s.Experiment, r.title}
@@ -177,6 +207,9 @@ func (r *report) markdown() string {
 			}
 		}
 	}
+	for _, n := range r.Notes {
+		fmt.Fprintf(&w, "\n%s\n", n)
+	}
 	return w.String()
 }
 
@@ -189,9 +222,17 @@ func (r *report) write(name, out string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err
 	}
+	for _, s := range r.Sections {
+		s.record()
+	}
 	record, err := json.MarshalIndent(r, "", "\t")
 	if err != nil {
 		return err
+	}
+	if r.plotted {
+		if err := os.WriteFile(filepath.Join(out, name+".svg"), []byte(r.svg()), 0o644); err != nil {
+			return err
+		}
 	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(out, name+".md"), []byte(text), 0o644),

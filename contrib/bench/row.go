@@ -18,6 +18,8 @@ const (
 	percent
 )
 
+func (u unit) String() string { return [...]string{"seconds", "bytes", "times", "percent"}[u] }
+
 // row is one quantity of an experiment.
 type row struct {
 	key   string // in values
@@ -90,7 +92,7 @@ func (b bound) text(u unit) string {
 	case b.limit == 1:
 		return fmt.Sprintf("≤ %s", b.against)
 	default:
-		return fmt.Sprintf("≤ %g × %s", b.limit, b.against)
+		return fmt.Sprintf("≤ %.3g × %s", b.limit, b.against)
 	}
 }
 

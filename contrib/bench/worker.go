@@ -25,6 +25,16 @@ var workers = map[string]func(args []string) (values, error){
 	"overwrite": timeOverwrite,
 	"first":     timeFirstWrites,
 	"read":      timeReads,
+	"tree":      timeTree,
+	"visit":     visit,
+	"lookup":    timeLookups,
+	"steps":     timeSteps,
+	"exec":      timeExec,
+	"reading":   timeReading,
+	"writing":   timeWriting,
+	"names":     timeNames,
+	"small-io":  timeSmallIO,
+	"fio":       timeFio,
 }
 
 // work runs a worker and prints its values as JSON on standard output.

@@ -67,7 +67,7 @@ need_test() {
 
 need_bench() {
 	check_machine
-	need_packages e2fsprogs fuse-overlayfs sqlite3
+	need_packages e2fsprogs fio fuse-overlayfs git python3 sqlite3
 }
 
 need_lint() {
