@@ -10,8 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tick is how often busy connections are looked at: a request that takes longer holds the others up for at most two.
-const tick = time.Millisecond
+// How often busy connections are looked at: a request that takes longer holds the others up for two ticks at most. A tick
+// takes a CPU from somebody, so they are short only for a while after a reader had to be relieved.
+const (
+	tick      = 4 * time.Millisecond
+	shortTick = time.Millisecond
+	alert     = time.Second
+)
 
 // hub watches the devices of all connections of the process that have no reader, with one goroutine in epoll_wait.
 // The goroutine that finds a request there starts its own successor and becomes the connection's reader.
@@ -22,6 +27,7 @@ type hub struct {
 	bell  int                  // an eventfd in epoll that ends that goroutine
 	conns map[int32]*Server    // by descriptor
 	busy  map[*Server]struct{} // those that have a reader
+	alert time.Duration        // until when ticks are short, on the clock of now
 }
 
 var idle = hub{epoll: -1, conns: map[int32]*Server{}, busy: map[*Server]struct{}{}}
@@ -139,6 +145,8 @@ func (h *hub) timeout(epoll int) (ms int, ok bool) {
 	switch {
 	case h.epoll != epoll:
 		return 0, false
+	case len(h.busy) > 0 && now() < h.alert:
+		return int(shortTick / time.Millisecond), true
 	case len(h.busy) > 0:
 		return int(tick / time.Millisecond), true
 	default:
@@ -163,7 +171,13 @@ func (h *hub) look() {
 	h.mu.Lock()
 	busy := slices.Collect(maps.Keys(h.busy))
 	h.mu.Unlock()
+	stuck := false
 	for _, s := range busy {
-		s.relieve()
+		stuck = s.relieve() || stuck
+	}
+	if stuck {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.alert = now() + alert
 	}
 }

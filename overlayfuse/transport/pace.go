@@ -14,17 +14,21 @@ const (
 	defaultPoll = 50 * time.Microsecond
 
 	// shortGap is a gap between two requests that counts as short although the reader slept in it: a poll, and what waking up
-	// takes.
-	shortGap = 2 * defaultPoll
+	// two threads takes.
+	shortGap = 4 * defaultPoll
 
-	// enough is how many short gaps one after the other turn polling on.
-	enough = 4
+	// So many short gaps one after the other turn polling on: the first number, and twice as many, up to the last, each time
+	// that polling proved to be in vain.
+	firstEnough = 4
+	lastEnough  = 64
 
 	// tooMany is how many polls in vain one after the other turn it off.
 	tooMany = 2
 
-	// lost is the time that a sched_yield takes if somebody else wanted the CPU, and got it.
-	lost = 20 * time.Microsecond
+	// lost is the time that a sched_yield takes if somebody else wanted the CPU, and got it. If there is a request then, it was
+	// perhaps the client: it may take up to worth.
+	lost  = 20 * time.Microsecond
+	worth = 200 * time.Microsecond
 
 	// Polling rests that long after somebody wanted the CPU; each time twice as long, until a poll goes well.
 	firstRest = 10 * time.Millisecond
@@ -40,6 +44,7 @@ type pace struct {
 	limit time.Duration // of one poll; 0 never polls
 	on    bool
 	short int           // short gaps in sequence, while off
+	need  int           // how many turn it on
 	vain  int           // polls in vain in sequence, while on
 	rest  time.Duration // the last one's length
 	until time.Duration // no poll before, on the clock of now
@@ -65,19 +70,19 @@ func (p *pace) poll(fd int, b []byte) (int, unix.Errno) {
 		yield()
 		n, errno := read(fd, b)
 		u := now()
-		if u-t > lost {
+		if u-t > worth || u-t > lost && errno == unix.EAGAIN {
 			p.rest = min(max(2*p.rest, firstRest), lastRest)
 			p.until = u + p.rest
 			return n, errno
 		}
 		t = u
 		if errno != unix.EAGAIN {
-			p.vain, p.rest = 0, 0
+			p.vain, p.rest, p.need = 0, 0, max(p.need-1, firstEnough)
 			return n, errno
 		}
 	}
 	if p.vain++; p.vain >= tooMany {
-		p.on, p.short = false, 0
+		p.on, p.short, p.need = false, 0, min(2*max(p.need, firstEnough), lastEnough)
 	}
 	return 0, unix.EAGAIN
 }
@@ -89,7 +94,7 @@ func (p *pace) slept(gap time.Duration) {
 	case gap > shortGap:
 		p.short = 0
 	default:
-		if p.short++; p.short >= enough {
+		if p.short++; p.short >= max(p.need, firstEnough) {
 			p.on, p.vain = true, 0
 		}
 	}

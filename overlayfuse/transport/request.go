@@ -27,9 +27,10 @@ func (s *Server) serve(w *worker, b *buffer, n int) {
 	reply := s.handle(b, n)
 	w.doing.Add(1)
 	w.unique.Store(0)
-	slow := now()-start > slowRequest
+	took := now() - start
+	slow := took > slowRequest
 	if !handed {
-		s.sample(w, opcode, slow)
+		s.sample(w, opcode, took)
 	} else if slow {
 		s.slow.slow(opcode)
 	}
@@ -44,15 +45,16 @@ func (s *Server) serve(w *worker, b *buffer, n int) {
 
 // sample looks, now and then and after a slow request, whether another request waits that one reader is too few for. The
 // caller of the present one still waits for its reply, so it is somebody else's.
-func (s *Server) sample(w *worker, opcode uint32, slow bool) {
+func (s *Server) sample(w *worker, opcode uint32, took time.Duration) {
 	switch opcode {
 	case opRelease, opReleaseDir, opForget, opBatchForget: // nobody waits for them
 		return
 	}
+	slow := took > slowRequest
 	if w.count++; w.count%sampled != 0 && !slow {
 		return
 	}
-	if !await(s.fd, 0) {
+	if took < costly || !await(s.fd, 0) {
 		w.crowd = 0
 		return
 	}

@@ -12,10 +12,11 @@ const (
 	// patience is how long the last reader waits for a request before it leaves the connection to the hub.
 	patience = 10 * time.Millisecond
 
-	// A reader samples each sampled-th request: does another one wait when it is handled? If one did in crowd samples in
-	// sequence, one reader is not enough.
+	// A reader samples each sampled-th request. If it was costly and another one waited meanwhile, in crowd samples in
+	// sequence, one reader is not enough. Where requests are cheap, it does more than several that take CPUs from the clients.
 	sampled = 8
 	crowd   = 4
+	costly  = 15 * time.Microsecond
 
 	// maxWorkers is the most goroutines that one connection has. Only a kernel that has so many requests in progress meets it.
 	maxWorkers = 1024
@@ -186,15 +187,17 @@ func (s *Server) startLocked() {
 	}
 }
 
-// relieve replaces the readers that have been handling one request since the last tick.
-func (s *Server) relieve() {
+// relieve replaces the readers that have been handling one request since the last tick, and tells whether there were any.
+func (s *Server) relieve() (stuck bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.workers {
 		doing := w.doing.Load()
 		if w.reader && doing%2 == 1 && doing == w.seen {
 			s.handLocked(w)
+			stuck = true
 		}
 		w.seen = doing
 	}
+	return stuck
 }
