@@ -20,8 +20,8 @@
 //
 // There is a second reader only while it is needed:
 //
-//   - A request that is still being handled after one to two ticks (4 ms; 1 ms for a second after it happened) has its reader
-//     relieved. So whatever a handler waits for, nobody else waits longer than that.
+//   - A request that is still being handled after one to two ticks (1 ms) has its reader relieved. So whatever a handler
+//     waits for, nobody else waits longer than that.
 //   - Requests of a kind that was slow lately (over 50 µs, while others waited) are handed over before they are handled, as
 //     are fsync and its like always. See slowness.
 //   - Where requests cost over 15 µs and others wait each time that one looks (every 8th request), readers are added, up to
@@ -33,7 +33,7 @@
 // # Polling
 //
 // A reader polls for 50 µs at most, and only while requests come faster than that: four short gaps in sequence turn polling
-// on, two polls in vain turn it off (pace). When a sched_yield takes over 20 µs, somebody else wants the CPU: polling stops
+// on, two polls in vain turn it off (pace). When a sched_yield takes over 200 µs, somebody else wants the CPU: polling stops
 // at once and rests for 10 ms, each time twice as long, up to a second. Half of the processors poll at most, and a single one
 // never.
 //
@@ -41,7 +41,7 @@
 //
 // Each worker has a buffer for the largest request and reply. Its pages are the kernel's to give when they are touched; when
 // all connections are idle, one buffer of a few pages is left in the process. An idle connection has a descriptor, its Server
-// and no goroutine.
+// and the goroutine that called Serve.
 //
 // # Locks
 //
@@ -59,7 +59,7 @@
 //
 // # What it costs
 //
-// See contrib/bench, "make bench-transport", and [pace] for why it polls. What was found on a virtual machine of 2 CPUs
+// "make bench-transport" prints the table. What was found on a virtual machine of 2 CPUs
 // (Linux 6.18, KVM, no polling of the idle CPU in the guest):
 //
 //   - A round trip between two CPUs costs 60 to 140 µs if both sides sleep: waking an idle virtual CPU is an exit to the host.
@@ -71,12 +71,14 @@
 //     36 to 90 µs. A fixed CPU costs up to 280 µs when somebody else uses that one.
 //   - A second thread that waits in read(2) is woken in turn with the first: more CPU time, longer latencies. A descriptor of
 //     its own (FUSE_DEV_IOC_CLONE) saves locking in the kernel that 2 CPUs do not feel. Neither is done here.
-//   - A tick of 1 ms costs a tenth of the requests per second of 8 clients on busy CPUs, and 7 µs of CPU for each request of
-//     a slow stream. One of 4 ms does not show.
+//   - Each system call that the scheduler hears of has the runtime's sysmon look every 20 µs, for a while, whether to take the
+//     processor away. Ticks by a timeout of epoll_wait(2) therefore cost 20 % of the requests per second of 2 or 8 clients, at 250
+//     ticks a second already; by a timer of the runtime a thousand do not show.
 //   - A locked thread (runtime.LockOSThread) is no faster than a goroutine that makes raw calls, and slower where all
 //     processors of the scheduler are in use.
 //   - That a request is there already when a reader comes back says nothing of a second client: on one CPU, the write of
 //     the reply lets the client run, and send the next one, before it returns. Hence sample looks before it replies.
+//   - Where requests are cheap, a second reader takes from the clients the CPU that it uses. Hence only costly ones call for it.
 //   - A handler that takes long was often only preempted. Hence slowness counts what was slow against what was not.
 //
 // # Taking a session over

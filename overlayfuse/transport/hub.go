@@ -10,24 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How often busy connections are looked at: a request that takes longer holds the others up for two ticks at most. A tick
-// takes a CPU from somebody, so they are short only for a while after a reader had to be relieved.
-const (
-	tick      = 4 * time.Millisecond
-	shortTick = time.Millisecond
-	alert     = time.Second
-)
+// tick is how often busy connections are looked at: a request that takes longer holds the others up for two at most.
+const tick = time.Millisecond
 
 // hub watches the devices of all connections of the process that have no reader, with one goroutine in epoll_wait.
 // The goroutine that finds a request there starts its own successor and becomes the connection's reader.
-// While a connection has a reader, the hub wakes up every tick and looks whether one is stuck.
+// While a connection has a reader, another goroutine wakes up every tick and looks whether one is stuck.
 type hub struct {
-	mu    sync.Mutex
-	epoll int                  // valid while there are connections; closed by the goroutine that waits on it
-	bell  int                  // an eventfd in epoll that ends that goroutine
-	conns map[int32]*Server    // by descriptor
-	busy  map[*Server]struct{} // those that have a reader
-	alert time.Duration        // until when ticks are short, on the clock of now
+	mu      sync.Mutex
+	epoll   int                  // valid while there are connections; closed by the goroutine that waits on it
+	bell    int                  // an eventfd in epoll that ends that goroutine
+	conns   map[int32]*Server    // by descriptor
+	busy    map[*Server]struct{} // those that have a reader
+	ticking bool                 // tick runs; guarded by mu
 }
 
 var idle = hub{epoll: -1, conns: map[int32]*Server{}, busy: map[*Server]struct{}{}}
@@ -117,40 +112,19 @@ func (h *hub) remove(s *Server) {
 // watch waits for a connection without a reader, and becomes its reader.
 func (h *hub) watch(epoll, bell int) {
 	for {
-		timeout, ok := h.timeout(epoll)
-		if !ok {
+		var ev [1]unix.EpollEvent
+		if n, err := unix.EpollWait(epoll, ev[:], -1); err != nil || n == 0 {
+			continue // EINTR is the only error there is
+		}
+		if ev[0].Fd == int32(bell) {
 			_, _ = unix.Close(bell), unix.Close(epoll) // nothing is in them
 			return
 		}
-		var ev [1]unix.EpollEvent
-		n, err := unix.EpollWait(epoll, ev[:], timeout)
-		switch {
-		case err != nil: // EINTR is the only one there is
-		case n == 0:
-			h.look()
-		default:
-			if s := h.take(ev[0].Fd); s != nil {
-				go h.watch(epoll, bell)
-				s.work()
-				return
-			}
+		if s := h.take(ev[0].Fd); s != nil {
+			go h.watch(epoll, bell)
+			s.work()
+			return
 		}
-	}
-}
-
-// timeout is how long to wait in milliseconds, -1 for ever; not ok says that nothing is left to wait for.
-func (h *hub) timeout(epoll int) (ms int, ok bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	switch {
-	case h.epoll != epoll:
-		return 0, false
-	case len(h.busy) > 0 && now() < h.alert:
-		return int(shortTick / time.Millisecond), true
-	case len(h.busy) > 0:
-		return int(tick / time.Millisecond), true
-	default:
-		return -1, true
 	}
 }
 
@@ -163,21 +137,29 @@ func (h *hub) take(fd int32) *Server {
 		return nil
 	}
 	h.busy[s] = struct{}{}
+	if !h.ticking {
+		h.ticking = true
+		go h.tick()
+	}
 	return s
 }
 
-// look replaces the readers that are stuck.
-func (h *hub) look() {
+// tick looks at the busy connections, and ends when there are none. It sleeps on a timer of the runtime, and not in a system
+// call, for one that returns has the runtime's sysmon look every 20 µs whether there is another.
+func (h *hub) tick() {
+	for h.look() {
+		time.Sleep(tick)
+	}
+}
+
+// look replaces the readers that are stuck, and tells whether any connection is busy.
+func (h *hub) look() bool {
 	h.mu.Lock()
 	busy := slices.Collect(maps.Keys(h.busy))
+	h.ticking = len(busy) > 0
 	h.mu.Unlock()
-	stuck := false
 	for _, s := range busy {
-		stuck = s.relieve() || stuck
+		s.relieve()
 	}
-	if stuck {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.alert = now() + alert
-	}
+	return len(busy) > 0
 }

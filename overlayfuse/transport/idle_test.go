@@ -97,8 +97,7 @@ func TestTakeover(t *testing.T) {
 	if err := one.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = <-one.exited // it was killed
-	one.exited <- nil
+	one.exited <- <-one.exited // it was killed
 
 	again := self("resume", hello)
 	again.ExtraFiles = []*os.File{device}

@@ -25,10 +25,9 @@ const (
 	// tooMany is how many polls in vain one after the other turn it off.
 	tooMany = 2
 
-	// lost is the time that a sched_yield takes if somebody else wanted the CPU, and got it. If there is a request then, it was
-	// perhaps the client: it may take up to worth.
-	lost  = 20 * time.Microsecond
-	worth = 200 * time.Microsecond
+	// lost is the time that a sched_yield takes if somebody who computes wanted the CPU, and got it for a slice: milliseconds.
+	// The client, if it is on this CPU, needs less for its next request.
+	lost = 200 * time.Microsecond
 
 	// Polling rests that long after somebody wanted the CPU; each time twice as long, until a poll goes well.
 	firstRest = 10 * time.Millisecond
@@ -70,7 +69,7 @@ func (p *pace) poll(fd int, b []byte) (int, unix.Errno) {
 		yield()
 		n, errno := read(fd, b)
 		u := now()
-		if u-t > worth || u-t > lost && errno == unix.EAGAIN {
+		if u-t > lost {
 			p.rest = min(max(2*p.rest, firstRest), lastRest)
 			p.until = u + p.rest
 			return n, errno

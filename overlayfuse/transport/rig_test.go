@@ -18,9 +18,12 @@ import (
 type server struct {
 	t      *testing.T
 	cmd    *exec.Cmd
-	exited chan error
+	exited chan ending
 	stderr bytes.Buffer
 }
+
+// ending is how a process ended.
+type ending struct{ err error }
 
 // self is this test binary in another role.
 func self(role string, args ...string) *exec.Cmd {
@@ -33,7 +36,7 @@ func self(role string, args ...string) *exec.Cmd {
 // start starts a server process and gives the first line that it prints. It is killed at the end of the test if it lives.
 func start(t *testing.T, cmd *exec.Cmd) (*server, string) {
 	t.Helper()
-	s := &server{t: t, cmd: cmd, exited: make(chan error, 1)}
+	s := &server{t: t, cmd: cmd, exited: make(chan ending, 1)}
 	cmd.Stderr = &s.stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -43,11 +46,11 @@ func start(t *testing.T, cmd *exec.Cmd) (*server, string) {
 		t.Fatal(err)
 	}
 	line, errRead := bufio.NewReader(out).ReadString('\n')
-	go func() { s.exited <- cmd.Wait() }()
+	go func() { s.exited <- ending{cmd.Wait()} }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
 		select {
-		case _ = <-s.exited: // it was killed, or the test has seen it
+		case <-s.exited: // it was killed, or the test has seen it
 		case <-time.After(5 * time.Second):
 		}
 	})
@@ -75,10 +78,10 @@ func mounted(t *testing.T, n int) (*server, []string) {
 func (s *server) ends() {
 	s.t.Helper()
 	select {
-	case err := <-s.exited:
-		s.exited <- err
-		if err != nil {
-			s.t.Fatalf("server: %v: %s", err, s.stderr.String())
+	case e := <-s.exited:
+		s.exited <- e
+		if e.err != nil {
+			s.t.Fatalf("server: %v: %s", e.err, s.stderr.String())
 		}
 	case <-time.After(10 * time.Second):
 		s.t.Fatal("the server does not end")

@@ -187,17 +187,15 @@ func (s *Server) startLocked() {
 	}
 }
 
-// relieve replaces the readers that have been handling one request since the last tick, and tells whether there were any.
-func (s *Server) relieve() (stuck bool) {
+// relieve replaces the readers that have been handling one request since the last tick.
+func (s *Server) relieve() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for w := range s.workers {
 		doing := w.doing.Load()
 		if w.reader && doing%2 == 1 && doing == w.seen {
 			s.handLocked(w)
-			stuck = true
 		}
 		w.seen = doing
 	}
-	return stuck
 }

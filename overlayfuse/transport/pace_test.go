@@ -1,0 +1,120 @@
+package transport
+
+import (
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pipe gives the reading end of a pipe, which does not block, and the writing end.
+func pipe(t *testing.T) (r, w int) {
+	t.Helper()
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = unix.Close(p[0]), unix.Close(p[1]) })
+	return p[0], p[1]
+}
+
+func polls(t *testing.T, p *pace) bool {
+	t.Helper()
+	r, w := pipe(t)
+	if _, err := unix.Write(w, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	n, errno := p.poll(r, make([]byte, 8))
+	return errno == 0 && n == 1
+}
+
+func TestPollingNeedsShortGaps(t *testing.T) {
+	if runtime.GOMAXPROCS(0) < 2 || runtime.NumCPU() < 2 {
+		t.Skip("a single processor never polls")
+	}
+	p := &pace{limit: defaultPoll}
+	if polls(t, p) {
+		t.Error("it polls at once")
+	}
+	for range firstEnough - 1 {
+		p.slept(defaultPoll)
+	}
+	p.slept(time.Second)
+	for range firstEnough - 1 {
+		p.slept(defaultPoll)
+	}
+	if polls(t, p) {
+		t.Error("it polls although a gap was long")
+	}
+	p.slept(defaultPoll)
+	if !polls(t, p) {
+		t.Error("it does not poll after short gaps")
+	}
+}
+
+func TestPollingInVainEnds(t *testing.T) {
+	if runtime.GOMAXPROCS(0) < 2 || runtime.NumCPU() < 2 {
+		t.Skip("a single processor never polls")
+	}
+	r, _ := pipe(t)
+	p := &pace{limit: defaultPoll, on: true}
+	for range 1000 {
+		if _, errno := p.poll(r, make([]byte, 8)); errno != unix.EAGAIN {
+			t.Fatal(errno)
+		}
+		p.until = 0 // others that want this CPU are not the matter here
+		if !p.on {
+			break
+		}
+	}
+	if p.on {
+		t.Error("it polls on")
+	}
+	if p.need <= firstEnough {
+		t.Errorf("it starts again after %d short gaps", p.need)
+	}
+	if n := polling.Load(); n != 0 {
+		t.Errorf("%d poll, it is said", n)
+	}
+}
+
+func TestNeverPollsWithoutALimit(t *testing.T) {
+	p := &pace{}
+	for range 1000 {
+		p.slept(0)
+	}
+	if p.on {
+		t.Error("it polls")
+	}
+}
+
+func TestSlownessNeedsManySlowRequests(t *testing.T) {
+	const op = 15
+	var s slowness
+	for range 100 { // one in twenty, as where others take the CPU away
+		s.slow(op)
+		for range 19 {
+			s.fast(op)
+		}
+		if s.expect(op) {
+			t.Fatal("expected to be slow, of which one in twenty was")
+		}
+	}
+	for range 10 { // one in two
+		s.slow(op)
+		s.fast(op)
+	}
+	if !s.expect(op) {
+		t.Error("not expected to be slow, of which one in two was")
+	}
+	for range slowMost {
+		s.fast(op)
+	}
+	if s.expect(op) {
+		t.Error("still expected to be slow")
+	}
+	if !s.expect(opFsync) || s.expect(opCount+5) {
+		t.Error("fsync is slow, and an unknown opcode is not")
+	}
+}
