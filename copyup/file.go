@@ -94,8 +94,9 @@ func (f *File) Opens() (all, writers int) {
 	return f.opens, f.writers
 }
 
-// Open counts an open of the file and opens the backing file, so that later operations need no name. It copies nothing.
-// Errors: EIO if poisoned; those of Target.OpenLower or OpenUpper. Then nothing is counted.
+// Open counts an open of the file and opens the upper, so that later operations need no name. The lower, whose name stays, is opened
+// when something is read from it: what the caller has in its cache costs nothing. It copies nothing.
+// Errors: EIO if poisoned; those of Target.OpenUpper. Then nothing is counted.
 func (f *File) Open(write bool) error { return f.OpenWith(nil, write) }
 
 // OpenWith is Open of a file that is complete in the upper and already open: upper is what Target.OpenUpper would return. File
@@ -109,13 +110,15 @@ func (f *File) OpenWith(upper *os.File, write bool) error {
 	}
 	defer f.end()
 	b, err := f.adopt(upper)
-	if b == nil && err == nil {
+	if b == nil && err == nil && f.moved() {
 		b, err = f.acquireCurrent()
 	}
 	if err != nil {
 		return err
 	}
-	defer f.release(b)
+	if b != nil {
+		defer f.release(b)
+	}
 	return f.countOpen(write)
 }
 

@@ -26,7 +26,7 @@ func TestWritableLowerIsRefused(t *testing.T) {
 		f := New(writableLower{ft, flags}, Lower, Options{Unit: testUnit})
 		_, readErr := f.ReadAt(make([]byte, 10), 0)
 		_, writeErr := f.WriteAt([]byte("x"), 0, SyncNone)
-		for _, err := range []error{readErr, writeErr, f.Open(false), f.Open(true), f.Truncate(0), f.Complete(context.Background())} {
+		for _, err := range []error{readErr, writeErr, f.WithLower(nil), f.Truncate(0), f.Complete(context.Background())} {
 			if !errors.Is(err, ErrWritableLower) || !errors.Is(err, unix.EIO) {
 				t.Errorf("flags %#x: got %v", flags, err)
 			}

@@ -148,7 +148,7 @@ func truncateOp(size int) operation {
 
 func operations() []operation {
 	return []operation{
-		{"open write", false, func(s *scene) error { return s.Open(true) }, same},
+		{"open write", false, openAndRead, same},
 		{"complete", true, func(s *scene) error { return s.Complete(context.Background()) }, same},
 		{"write then sync", true, func(s *scene) error {
 			_, err := s.WriteAt(pattern(100, 200), 4990, SyncNone)
@@ -189,6 +189,47 @@ func copyAll(src, dst *File, in, out, n int64) error {
 		in, out, n = in+c, out+c, n-c
 	}
 	return nil
+}
+
+// openAndRead opens for writing, and reads: the lower is opened no sooner.
+func openAndRead(s *scene) error {
+	if err := s.Open(true); err != nil {
+		return err
+	}
+	if _, err := s.ReadAt(make([]byte, 1), 0); err != nil {
+		return errors.Join(err, s.Close(true))
+	}
+	return nil
+}
+
+// TestFailedSyncKeepsTheLimit: what a truncation took away does not show again when the map is read a second time.
+func TestFailedSyncKeepsTheLimit(t *testing.T) {
+	s := newStage(t).scene(t, byRange, false, 0)
+	if err := openAndRead(s); err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Clone(s.was)
+	clear(want[10000:])
+	for _, size := range []int64{10000, int64(len(want))} {
+		if err := s.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed := false
+	for n := 1; n < 20 && !failed; n++ {
+		s.kernel.arm(n, injections[0])
+		failed = s.Sync(false) != nil
+		s.kernel.arm(0, injection{})
+	}
+	if !failed {
+		t.Fatal("no sync failed")
+	}
+	if got := content(t, s.File); !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, want %d, the first difference at %d", len(got), len(want), differsAt(got, want))
+	}
+	if err := s.Close(true); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestNthCallFails fails, for every operation, every way of copying, every size policy and every n, the n-th system call or

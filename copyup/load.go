@@ -58,8 +58,10 @@ func (f *File) readExtents() (_ *extents, due bool, _ error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("copyup: stat upper: %w", err)
 	}
+	// Not lower.limit: that is from when the lower was opened, and this may be the second time (see distrust).
+	limit := max(0, min(lower.size, f.target.LowerLimit()))
 	// Smaller than what is stored if a truncation was cut short: see "Crash" in doc.go.
-	ext := newExtents(f.opts.Unit, min(lower.limit, st.Size))
+	ext := newExtents(f.opts.Unit, min(limit, st.Size))
 	if unitsIn(ext.limit, ext.unit) > maxUnits {
 		return nil, false, fmt.Errorf("copyup: partial upper of %d bytes: %w", st.Size, unix.EIO)
 	}
