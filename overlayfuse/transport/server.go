@@ -137,10 +137,10 @@ func (s *Server) Resume(hello []byte) error {
 // Serve answers requests until the connection is dead: the file system was unmounted and nobody uses it any more, or it was
 // aborted. All handlers have ended when it returns, and the descriptor is closed.
 //
-// Errors: of epoll(7); nothing was served then, and the descriptor is open.
+// Errors: of epoll(7); nothing was served then, and the connection is over.
 func (s *Server) Serve() error {
 	if err := idle.add(s); err != nil {
-		return err
+		return errors.Join(err, s.Close())
 	}
 	<-s.ended
 	idle.remove(s)
