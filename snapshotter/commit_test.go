@@ -124,6 +124,28 @@ func TestCommitWhileAFileIsOpenForWriting(t *testing.T) {
 	})
 }
 
+// TestCommitWhileAFileIsMapped: a shared mapping that was left by its descriptor, with which a committed layer could be changed, is
+// refused. (Under passthrough it is one of the upper file; the kernel counts a writer of the mount for it all the same.)
+func TestCommitWhileAFileIsMapped(t *testing.T) {
+	b := fuseBench(t)
+	c := withImage(t, b)
+	f, err := os.Create(c + "/etc/db")
+	require.NoError(t, err)
+	require.NoError(t, f.Truncate(4096))
+	m, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	require.NoError(t, err)
+	require.NoError(t, f.Close())
+	err = b.s.Commit(b.ctx, "three", "c")
+	require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
+	require.ErrorIs(t, err, syscall.EBUSY)
+	copy(m, "kept")
+	require.NoError(t, unix.Munmap(m))
+	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+	data, err := os.ReadFile(b.view("after", "three") + "/etc/db")
+	require.NoError(t, err)
+	require.Equal(t, "kept", string(data[:4]))
+}
+
 // TestCommitWhileBound: the bind that a container still has shows the same and can no longer change the layer.
 func TestCommitWhileBound(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bench) {
