@@ -22,13 +22,17 @@ var otherOps = map[string]op{
 	"fanevents": {"FD", (*process).fanevents},
 }
 
+// span is the words FD OFFSET COUNT.
+func (p *process) span(a []string) (fd int, n []int64, err error) {
+	if fd, err = p.fd(a[0]); err == nil {
+		n, err = numbers(a[1], a[2])
+	}
+	return fd, n, err
+}
+
 // sendfile reads through sendfile(2) into a pipe.
 func (p *process) sendfile(a []string) (string, error) {
-	fd, err := p.fd(a[0])
-	if err != nil {
-		return "", err
-	}
-	n, err := numbers(a[1], a[2])
+	fd, n, err := p.span(a)
 	if err != nil {
 		return "", err
 	}
@@ -52,11 +56,7 @@ func (p *process) sendfile(a []string) (string, error) {
 
 // dpread is pread(2) of a descriptor with O_DIRECT: into an aligned buffer, of which the last bytes may be cut.
 func (p *process) dpread(a []string) (string, error) {
-	fd, err := p.fd(a[0])
-	if err != nil {
-		return "", err
-	}
-	n, err := numbers(a[1], a[2])
+	fd, n, err := p.span(a)
 	if err != nil {
 		return "", err
 	}
@@ -101,11 +101,7 @@ type uringSQE struct {
 
 // uringread reads through io_uring, one request on a ring of its own.
 func (p *process) uringread(a []string) (string, error) {
-	fd, err := p.fd(a[0])
-	if err != nil {
-		return "", err
-	}
-	n, err := numbers(a[1], a[2])
+	fd, n, err := p.span(a)
 	if err != nil {
 		return "", err
 	}
