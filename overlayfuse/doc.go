@@ -112,7 +112,15 @@
 // do it: fs/fuse has no remap_file_range, so the server is never asked (fs/remap_range.c:vfs_clone_file_range(), Linux 6.18).
 // copy_file_range(2) reaches the server and shares blocks there, which is what cp --reflink=auto does next.
 //
-// ENOSPC for a store into a mapped page shows at msync, fsync or close: FUSE has no message for the store itself.
+// ENOSPC for a store into a mapped page of a cached file shows at msync, fsync or close: FUSE has no message for the store itself.
+//
+// A program or shared object of a lower layer that is written in place: who had mapped it sees the lower file still, as on the kernel's
+// overlayfs; read(2) is never stale (sharing=none: mappings neither). If it was open while somebody opened it for writing, the old
+// descriptors are of another inode of the kernel with the same st_ino: flock(2) and record locks of the two do not see each other, and
+// to open one again through /proc/self/fd is ESTALE.
+//
+// A store through a shared mapping whose descriptor is closed changes the times of a file at once, but stat(2) may show the old
+// ones for a second.
 //
 // # Changed layers
 //
@@ -126,8 +134,10 @@
 //
 // # Sources
 //
-// Linux 6.18 fs/overlayfs and fs/fuse; overlayfs.rst; go-fuse v2.12.1; man pages named where they count. One fact in ../shared was found
-// different: reads of a descriptor that was opened before the copy-up are not stale on this kernel, mappings are.
+// Linux 6.18 fs/overlayfs and fs/fuse; overlayfs.rst; go-fuse v2.12.1; man pages named where they count. Found beside or
+// against what ../shared says, on this kernel: reads of a descriptor that was opened before the copy-up are not stale on its overlayfs,
+// mappings are; a passthrough mapping that has lost its descriptor counts as a writer of the FUSE mount (a remount read-only is EBUSY).
+// What a round trip costs is in package transport.
 //
 // # What it is not
 //
