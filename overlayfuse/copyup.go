@@ -128,11 +128,22 @@ func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made *os.File, e
 	if data == dataBelow {
 		fs.copies.Avoided.Add(1)
 	}
-	if data == dataPartial && !t.keep && t.name == "" {
+	if data == dataPartial && !t.keep && t.name == "" && fs.syncsByInode() {
 		t.keep = true
 		made = os.NewFile(uintptr(t.fd), a.name)
 	}
 	return made, nil
+}
+
+// syncsByInode tells that an fsync of the descriptor with which an unnamed file was made is one of the name that it got later, too. On
+// btrfs it is not: it logs the directories above the descriptor's dentry, which is in the workdir still, and the new name's may be lost
+// with all that was synced in them (fs/btrfs/tree-log.c:log_new_ancestors_fast(), Linux 6.18; found by contrib/powercut).
+func (fs *FS) syncsByInode() bool {
+	switch fs.layers.upper.fsType {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 // mayCopyUp refuses an object that its layer protects against every change.

@@ -82,7 +82,8 @@ func (f *file) write(lo, hi int64, src source) {
 func (f *file) truncate(size int64) {
 	f.disk = f.disk.with(size, forever, source{})
 	f.cur = f.cur.only(size, forever, source{})
-	f.sizes = append(f.sizes, extent{size, size})
+	// One that grows may be recorded on the way, as with a write: xfs does so with the block of the old end (xfs_setfilesize()).
+	f.sizes = append(f.sizes, extent{min(f.size, size), size})
 	f.size = size
 }
 
