@@ -60,7 +60,7 @@ func (c *listingCache) largest() int64 {
 func (c *listingCache) add(ch *chain, l *listing) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	l.chain, l.cost = ch, l.bytes()
+	l.chain, l.cost = ch, l.cost+l.bytes()
 	l.place = c.clock.PushFront(l)
 	c.bytes += l.cost
 	if up := l.dir.up; up != nil {
@@ -76,10 +76,10 @@ func (c *listingCache) add(ch *chain, l *listing) {
 func (c *listingCache) grow(l *listing, bytes int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if l.place == nil {
+	l.cost += bytes
+	if l.place == nil { // it is to be added still, or was evicted
 		return
 	}
-	l.cost += bytes
 	c.bytes += bytes
 	c.shrink()
 }
