@@ -95,6 +95,17 @@ func (l *Level) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// choose reads one of a few named values; what says what they are, for the error.
+func choose[T fmt.Stringer](v *T, text []byte, what string, values ...T) error {
+	for _, choice := range values {
+		if choice.String() == string(text) {
+			*v = choice
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not %s", text, what)
+}
+
 // Format is the form of a log line.
 type Format struct{ name string }
 
@@ -108,12 +119,7 @@ var (
 
 // UnmarshalText reads text or json.
 func (f *Format) UnmarshalText(text []byte) error {
-	switch v := (Format{string(text)}); v {
-	case FormatText, FormatJSON:
-		*f = v
-		return nil
-	}
-	return fmt.Errorf("%q is not a log format: text or json", text)
+	return choose(f, text, "a log format: text or json", FormatText, FormatJSON)
 }
 
 // Views says how a read-only snapshot of several layers is mounted.
@@ -131,12 +137,7 @@ var (
 
 // UnmarshalText reads auto or fuse.
 func (w *Views) UnmarshalText(text []byte) error {
-	switch v := (Views{string(text)}); v {
-	case ViewsAuto, ViewsFUSE:
-		*w = v
-		return nil
-	}
-	return fmt.Errorf("%q is not a kind of view: auto or fuse", text)
+	return choose(w, text, "a kind of view: auto or fuse", ViewsAuto, ViewsFUSE)
 }
 
 // IO says which open files the kernel reads and writes by itself.
@@ -156,12 +157,7 @@ var (
 
 // UnmarshalText reads auto, passthrough or cached.
 func (i *IO) UnmarshalText(text []byte) error {
-	switch v := (IO{string(text)}); v {
-	case IOAuto, IOPassthrough, IOCached:
-		*i = v
-		return nil
-	}
-	return fmt.Errorf("%q is not a way to read and write: auto, passthrough or cached", text)
+	return choose(i, text, "a way to read and write: auto, passthrough or cached", IOAuto, IOPassthrough, IOCached)
 }
 
 // Sharing says which files of an image use the page cache that all containers share.
@@ -183,12 +179,7 @@ var (
 
 // UnmarshalText reads none, exec, mapped or all.
 func (s *Sharing) UnmarshalText(text []byte) error {
-	switch v := (Sharing{string(text)}); v {
-	case SharingNone, SharingExec, SharingMapped, SharingAll:
-		*s = v
-		return nil
-	}
-	return fmt.Errorf("%q is not what can be shared: none, exec, mapped or all", text)
+	return choose(s, text, "what can be shared: none, exec, mapped or all", SharingNone, SharingExec, SharingMapped, SharingAll)
 }
 
 // Metacopy says what becomes of files, at a commit, whose metadata alone was changed.
@@ -208,12 +199,7 @@ var (
 
 // UnmarshalText reads auto, keep or complete.
 func (m *Metacopy) UnmarshalText(text []byte) error {
-	switch v := (Metacopy{string(text)}); v {
-	case MetacopyAuto, MetacopyKeep, MetacopyComplete:
-		*m = v
-		return nil
-	}
-	return fmt.Errorf("%q is not a way with metadata-only files: auto, keep or complete", text)
+	return choose(m, text, "a way with metadata-only files: auto, keep or complete", MetacopyAuto, MetacopyKeep, MetacopyComplete)
 }
 
 // Option is one option of the mount server, as after -o.

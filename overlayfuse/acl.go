@@ -45,36 +45,29 @@ func (a newACLs) set(fd int) error {
 	return nil
 }
 
-// hasDefaultACL tells whether objects made in the directory p, whose upper is d, inherit an ACL.
-func (fs *FS) hasDefaultACL(p *inode, d *dirFD) (bool, error) {
+// defaultACL is what objects made in the directory p, whose upper is d, inherit; nil for none.
+func (fs *FS) defaultACL(p *inode, d *dirFD) ([]byte, error) {
 	if fs.cfg.NoACL || p.absent.known(absentDefaultACL) {
-		return false, nil
+		return nil, nil
 	}
-	_, err := getXattrFD(d.fd, aclDefault)
+	def, err := getXattrFD(d.fd, aclDefault)
 	switch {
 	case noXattr(err):
 		p.absent.note(absentDefaultACL)
-		return false, nil
+		return nil, nil
 	case err != nil:
-		return false, fmt.Errorf("read default ACL: %w", err)
+		return nil, fmt.Errorf("read default ACL: %w", err)
 	}
-	return true, nil
+	return def, nil
 }
 
-// inheritACL applies the default ACL of the directory dir, or else the umask, to the mode of a new object.
+// inheritACL applies a directory's default ACL, or else the umask, to the mode of a new object.
 // Compare: fs/posix_acl.c:posix_acl_create(), posix_acl_create_masq().
-func (fs *FS) inheritACL(dir int, o *newObject) (newACLs, error) {
+func inheritACL(def []byte, o *newObject) (newACLs, error) {
 	var none newACLs
-	def, err := []byte(nil), error(unix.ENODATA)
-	if !fs.cfg.NoACL {
-		def, err = getXattrFD(dir, aclDefault)
-	}
-	if noXattr(err) {
+	if def == nil {
 		o.mode &^= o.umask & 0o777
 		return none, nil
-	}
-	if err != nil {
-		return none, fmt.Errorf("read default ACL: %w", err)
 	}
 	access, extended, err := maskACL(def, &o.mode)
 	if err != nil {

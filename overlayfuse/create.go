@@ -111,7 +111,7 @@ func (fs *FS) tmpfileIn(p *inode, o newObject) (*inode, error) {
 		return nil, err
 	}
 	defer d.release()
-	t, st, err := fs.makeObject(d, o)
+	t, st, err := fs.makeObject(p, d, o)
 	if err != nil {
 		return nil, err
 	}
@@ -192,8 +192,8 @@ func (fs *FS) createPlain(p *inode, d *dirFD, name string, o newObject) (*os.Fil
 	if err != nil || uid != fs.euid || gid != fs.egid {
 		return nil, st, err
 	}
-	inherits, err := fs.hasDefaultACL(p, d)
-	if err != nil || inherits {
+	def, err := fs.defaultACL(p, d)
+	if err != nil || def != nil {
 		return nil, st, err
 	}
 	mode := o.mode & 07777 &^ o.umask
@@ -220,7 +220,7 @@ func (fs *FS) createPlain(p *inode, d *dirFD, name string, o newObject) (*os.Fil
 //
 // Preconditions: p is reserved and in the upper, which d is.
 func (fs *FS) createLocked(p *inode, d *dirFD, name string, o newObject) (*inode, error) {
-	t, st, err := fs.makeObject(d, o)
+	t, st, err := fs.makeObject(p, d, o)
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +240,7 @@ func (fs *FS) createLocked(p *inode, d *dirFD, name string, o newObject) (*inode
 }
 
 // makeObject makes what o asks for, with owner, mode and ACLs as if it had been made in the directory d.
-func (fs *FS) makeObject(d *dirFD, o newObject) (*temp, unix.Stat_t, error) {
+func (fs *FS) makeObject(p *inode, d *dirFD, o newObject) (*temp, unix.Stat_t, error) {
 	var st unix.Stat_t
 	parent, err := statAt(d.fd, "")
 	if err != nil {
@@ -259,8 +259,14 @@ func (fs *FS) makeObject(d *dirFD, o newObject) (*temp, unix.Stat_t, error) {
 	var acls newACLs
 	if o.mode&unix.S_IFMT == unix.S_IFLNK {
 		o.umask = 0
-	} else if acls, err = fs.inheritACL(d.fd, &o); err != nil {
-		return nil, st, err
+	} else {
+		def, err := fs.defaultACL(p, d)
+		if err != nil {
+			return nil, st, err
+		}
+		if acls, err = inheritACL(def, &o); err != nil {
+			return nil, st, err
+		}
 	}
 	t, err := fs.makeTemp(o.mode, o.dev, o.link)
 	if err != nil {

@@ -57,7 +57,7 @@ func (fs *FS) open(in *inode, o openRequest, out *fuse.OpenOut) error {
 	if a.mode == ioCached && !write && fs.atimeDue(in) {
 		a.flags &^= fuse.FOPEN_KEEP_CACHE
 	}
-	out.Fh = fs.handles.add(&handle{in: in, data: f, write: write, flags: o.flags, io: a.io, mode: a.mode})
+	out.Fh = fs.handles.add(&handle{in: in, data: f, flags: o.flags, io: a.io, mode: a.mode})
 	out.OpenFlags, out.BackingID = a.flags, a.backing
 	return nil
 }
@@ -98,7 +98,7 @@ func (fs *FS) mayWrite(in *inode, f *copyup.File, appending bool) (setID bool, e
 		}
 		return nil
 	}
-	if f.State() == copyup.Upper { // it is open
+	if f.State() >= copyup.UpperShared { // it is open
 		err = f.WithUpper(func(real *os.File) error { return stat(int(real.Fd())) })
 	} else {
 		var fd int
@@ -226,7 +226,7 @@ func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if h.io != nil {
 		h.io.close(fs, h.mode, h.flags)
 	}
-	if err := h.data.Close(h.write); err != nil {
+	if err := h.data.Close(canWrite(h.flags)); err != nil {
 		fs.log.WithError(err).WithField("ino", h.in.ino).Error("overlay: close")
 	}
 }

@@ -13,9 +13,8 @@ import (
 type handle struct {
 	in    *inode
 	data  *copyup.File // regular files
-	write bool
-	flags uint32   // of open(2)
-	io    *inodeIO // regular files: where the open is counted
+	flags uint32       // of open(2)
+	io    *inodeIO     // regular files: where the open is counted
 	mode  ioMode
 	dir   *dirStream // directories
 }

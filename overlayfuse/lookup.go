@@ -333,8 +333,11 @@ func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.St
 
 // endQuiet gives a partial file back what a completion that was killed has changed of it.
 func (fs *FS) endQuiet(o objectAt, st *unix.Stat_t) error {
+	if fs.readOnly() {
+		return nil
+	}
 	v, err := getXattr(o, fs.prefix+wasMark)
-	if noXattr(err) || fs.readOnly() {
+	if noXattr(err) {
 		return nil
 	}
 	if err != nil {

@@ -62,24 +62,10 @@ var knownOptions = map[string]optionName{
 
 	// Ours: the copy-up engine. Sizes are bytes, with K, M or G for powers of 1024; times are Go's, such as 10s; 0 turns a thing off.
 	"partial_above": sizeOption(func(c *Config, n int64) { c.PartialAbove = &n }),
-	"io": {value: func(p *optionParser, v string) error {
-		for _, io := range []IOPolicy{IOAuto, IOPassthrough, IOCached} {
-			if v == io.String() {
-				p.Config.IO = io
-				return nil
-			}
-		}
-		return fmt.Errorf("not auto, passthrough or cached")
-	}},
-	"sharing": {value: func(p *optionParser, v string) error {
-		for _, s := range []Sharing{SharingExec, SharingNone, SharingMapped, SharingAll} {
-			if v == s.String() {
-				p.Config.Sharing = s
-				return nil
-			}
-		}
-		return fmt.Errorf("not none, exec, mapped or all")
-	}},
+	"io": choiceOption("auto, passthrough or cached", func(c *Config) *IOPolicy { return &c.IO },
+		IOAuto, IOPassthrough, IOCached),
+	"sharing": choiceOption("none, exec, mapped or all", func(c *Config) *Sharing { return &c.Sharing },
+		SharingNone, SharingExec, SharingMapped, SharingAll),
 	"upper_cache":   sizeOption(func(c *Config, n int64) { c.engine().CacheBytes = n }),
 	"drop_after":    timeOption(func(c *Config) *time.Duration { return &c.engine().DropAfter }),
 	"settle_after":  timeOption(func(c *Config) *time.Duration { return &c.engine().SettleAfter }),
@@ -212,6 +198,19 @@ func oneOf(why string, values ...string) optionName {
 			what += ": " + why
 		}
 		return fmt.Errorf("%s", what)
+	}}
+}
+
+// choiceOption is one of a few named values, which all says.
+func choiceOption[T fmt.Stringer](all string, field func(c *Config) *T, values ...T) optionName {
+	return optionName{value: func(p *optionParser, v string) error {
+		for _, choice := range values {
+			if v == choice.String() {
+				*field(&p.Config) = choice
+				return nil
+			}
+		}
+		return fmt.Errorf("not %s", all)
 	}}
 }
 

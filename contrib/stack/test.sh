@@ -11,9 +11,16 @@ check_machine
 if [ -z "${OVERLAYFUSE_TEST_NAMESPACE-}" ]; then
 	OVERLAYFUSE_TEST_NAMESPACE=1 exec unshare --mount --propagation slave "$0" "$@"
 fi
+before=$(mktemp /var/tmp/ofs-before.XXXXXX)
 scratch=$(mktemp -d /var/tmp/ofs.XXXX)
+image=
+clean() {
+	umount -l "$scratch" 2>/dev/null || true # it may be a plain directory
+	rm -rf --one-file-system "$before" "$scratch" ${image:+"$image"}
+}
+trap clean EXIT
 in_memory() {
-	local free image
+	local free
 	free=$(df --output=avail -B1G /dev/shm 2>/dev/null | tail -n 1) || return 0
 	[ "$free" -ge 10 ] || return 0
 	image=$(mktemp /dev/shm/ofs.XXXX)
@@ -21,16 +28,10 @@ in_memory() {
 	mkfs.ext4 -q -m 0 "$image"
 	mount -o loop,discard "$image" "$scratch" || die "mount an ext4 file system from $image on $scratch failed"
 	rm "$image" # it lives as long as its loop device
+	image=
 }
 in_memory
 export TMPDIR=$scratch
-before=$(mktemp /var/tmp/ofs-before.XXXXXX)
-clean() {
-	rm -f "$before"
-	umount -l "$scratch" 2>/dev/null || true # it may be a plain directory
-	rm -rf --one-file-system "$scratch"
-}
-trap clean EXIT
 "$stack_dir/leftovers.sh" save "$before"
 
 # The check runs within the wrapped command, so that what it says stands above the summary.
