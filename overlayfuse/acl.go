@@ -38,7 +38,7 @@ func (a newACLs) set(fd int) error {
 		if v == nil {
 			continue
 		}
-		if err := unix.Setxattr(procFD(fd), name, v, 0); err != nil {
+		if err := setXattrFD(fd, name, v, 0); err != nil {
 			return fmt.Errorf("inherit %s: %w", name, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -110,11 +111,14 @@ func getXattr(o objectAt, attr string) ([]byte, error) {
 	}
 }
 
-// getXattrFD is getXattr for an O_PATH descriptor: its link in /proc is followed, to the object itself.
+// getXattrFD is getXattr for a descriptor, an O_PATH one too: there the link in /proc is followed, to the object itself.
 func getXattrFD(fd int, attr string) ([]byte, error) {
 	buf := make([]byte, 256)
 	for {
-		n, err := unix.Getxattr(procFD(fd), attr, buf)
+		n, err := unix.Fgetxattr(fd, attr, buf)
+		if errors.Is(err, unix.EBADF) {
+			n, err = unix.Getxattr(procFD(fd), attr, buf)
+		}
 		if errors.Is(err, unix.ERANGE) && len(buf) < xattrMax {
 			buf = make([]byte, xattrMax)
 			continue
@@ -126,11 +130,48 @@ func getXattrFD(fd int, attr string) ([]byte, error) {
 	}
 }
 
-// listXattrFD are the names of an O_PATH descriptor's xattrs; none where the file system has no xattrs.
+// setXattrFD is fsetxattr(2), for an O_PATH descriptor too.
+func setXattrFD(fd int, attr string, v []byte, flags int) error {
+	err := unix.Fsetxattr(fd, attr, v, flags)
+	if errors.Is(err, unix.EBADF) {
+		err = unix.Setxattr(procFD(fd), attr, v, flags)
+	}
+	return err
+}
+
+// removeXattrFD is fremovexattr(2), for an O_PATH descriptor too.
+func removeXattrFD(fd int, attr string) error {
+	err := unix.Fremovexattr(fd, attr)
+	if errors.Is(err, unix.EBADF) {
+		err = unix.Removexattr(procFD(fd), attr)
+	}
+	return err
+}
+
+// linkFD gives what fd names, an O_PATH descriptor or an unnamed file, another name.
+func linkFD(fd, dir int, name string) error {
+	err := unix.Linkat(fd, "", dir, name, unix.AT_EMPTY_PATH)
+	if errors.Is(err, unix.ENOENT) { // also: without CAP_DAC_READ_SEARCH (open(2), O_TMPFILE)
+		err = unix.Linkat(unix.AT_FDCWD, procFD(fd), dir, name, unix.AT_SYMLINK_FOLLOW)
+	}
+	return err
+}
+
+// listXattrFD are the names of a descriptor's xattrs, an O_PATH one's too; none where the file system has no xattrs.
 func listXattrFD(fd int) ([]string, error) {
+	return listXattrs(func(buf []byte) (int, error) {
+		n, err := unix.Flistxattr(fd, buf)
+		if errors.Is(err, unix.EBADF) {
+			n, err = unix.Listxattr(procFD(fd), buf)
+		}
+		return n, err
+	})
+}
+
+func listXattrs(list func(buf []byte) (int, error)) ([]string, error) {
 	buf := make([]byte, 1024)
 	for {
-		n, err := unix.Listxattr(procFD(fd), buf)
+		n, err := list(buf)
 		if errors.Is(err, unix.ERANGE) && len(buf) < xattrMax {
 			buf = make([]byte, xattrMax)
 			continue
@@ -166,11 +207,23 @@ func noXattr(err error) bool {
 
 // chmodFD sets the mode of what fd (O_PATH) names.
 func chmodFD(fd int, mode uint32) error {
-	if err := unix.Fchmodat(unix.AT_FDCWD, procFD(fd), mode&07777, 0); err != nil {
+	err := error(unix.EOPNOTSUPP)
+	if !noChmodAt.Load() {
+		err = unix.Fchmodat(fd, "", mode&07777, unix.AT_EMPTY_PATH)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPERM) { // EPERM: as of objectAt.read
+		if err = unix.Fchmodat(unix.AT_FDCWD, procFD(fd), mode&07777, 0); err == nil {
+			noChmodAt.Store(true)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("chmod: %w", err)
 	}
 	return nil
 }
+
+// noChmodAt is set where the kernel has no fchmodat2(2) (before Linux 6.6).
+var noChmodAt atomic.Bool
 
 // chownFD sets the owner of what fd (O_PATH) names; -1 leaves one as it is.
 func chownFD(fd int, uid, gid int) error {

@@ -2,7 +2,6 @@ package overlayfuse
 
 import (
 	"fmt"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -50,21 +49,21 @@ func lockAll(ins ...*inode) (unlock func()) {
 
 // copyUp gives in an upper object, without data for a regular file. The directories above it come first.
 //
-// data is what a regular file's upper is marked as: metacopy, or partial if its first data is to follow. made is the upper of one that
-// is partial, open for reading and writing, if it was made now.
+// data is what a regular file's upper is marked as: metacopy, or partial if its first data is to follow. made is the upper of a regular
+// file that was made now, open for reading and writing, for the caller to close; else it is -1.
 //
 // Errors: EROFS; EPERM for an immutable or append-only lower object; those of the file systems. The lower stays what is shown.
 // Locks: takes reservations of in and of directories, one after the other.
 // Crash: a directory above may be in the upper already, which nobody can see; the object has its name and all attributes, or no name.
-func (fs *FS) copyUpAs(in *inode, data upperData) (made *os.File, err error) {
+func (fs *FS) copyUpAs(in *inode, data upperData) (made int, err error) {
 	if fs.readOnly() {
-		return nil, unix.EROFS
+		return -1, unix.EROFS
 	}
 	for !in.upper().exists {
 		a, named := in.firstAlias()
 		if named {
 			if err := fs.copyUp(a.parent); err != nil {
-				return nil, err
+				return -1, err
 			}
 		}
 		done, made, err := fs.copyUpOnce(in, a, named, data)
@@ -72,27 +71,30 @@ func (fs *FS) copyUpAs(in *inode, data upperData) (made *os.File, err error) {
 			return made, err
 		}
 	}
-	return nil, nil
+	return -1, nil
 }
 
 // copyUp is copyUpAs for a change of attributes or names.
 func (fs *FS) copyUp(in *inode) error {
-	_, err := fs.copyUpAs(in, dataBelow)
+	made, err := fs.copyUpAs(in, dataBelow)
+	if made >= 0 {
+		closeFD(made)
+	}
 	return err
 }
 
 // copyUpOnce does nothing if the inode lost the name meanwhile.
-func (fs *FS) copyUpOnce(in *inode, a alias, named bool, data upperData) (done bool, made *os.File, err error) {
+func (fs *FS) copyUpOnce(in *inode, a alias, named bool, data upperData) (done bool, made int, err error) {
 	defer lockAll(in, a.parent)()
 	if in.upper().exists {
-		return true, nil, nil
+		return true, -1, nil
 	}
 	if named {
 		if _, ok := in.findAlias(a.parent, a.name); !ok {
-			return false, nil, nil
+			return false, -1, nil
 		}
 	} else if _, ok := in.firstAlias(); ok {
-		return false, nil, nil
+		return false, -1, nil
 	}
 	made, err = fs.copyUpLocked(in, a, data)
 	return true, made, err
@@ -100,39 +102,38 @@ func (fs *FS) copyUpOnce(in *inode, a alias, named bool, data upperData) (done b
 
 // copyUpLocked is copyUp with in and the parent reserved and the parent in the upper. With no parent the object is one
 // without a name (unlinked while open).
-func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made *os.File, err error) {
+func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made int, err error) {
 	if in.lower == nil {
-		return nil, fmt.Errorf("inode %d has no lower: %w", in.ino, unix.EIO)
+		return -1, fmt.Errorf("inode %d has no lower: %w", in.ino, unix.EIO)
 	}
-	if err := fs.mayCopyUp(in); err != nil {
-		return nil, err
+	if in.isDir() && a.parent == nil {
+		return -1, unix.ENOENT
 	}
-	if in.isDir() {
-		return nil, fs.copyUpDir(in, a)
+	src, err := fs.source(in)
+	if err != nil {
+		return -1, err
 	}
+	defer src.release()
 	t, err := fs.makeCopy(in)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
 	defer t.close()
 	if in.typ != unix.S_IFREG {
 		data = dataHere
 	}
-	if err := fs.dress(t.fd, in, data); err != nil {
-		return nil, err
+	if err := fs.dress(t, src, in, data); err != nil {
+		return -1, err
 	}
 	if err := fs.install(in, a, t, data); err != nil || data == dataHere {
-		return nil, err
+		return -1, err
 	}
 	fs.copies.NotCopied.Add(in.lower.st.Size)
 	if data == dataBelow {
 		fs.copies.Avoided.Add(1)
 	}
-	if data == dataPartial && !t.keep && t.name == "" && fs.syncsByInode() {
-		t.keep = true
-		made = os.NewFile(uintptr(t.fd), a.name)
-	}
-	return made, nil
+	t.keep = true
+	return t.fd, nil
 }
 
 // syncsByInode tells that an fsync of the descriptor with which an unnamed file was made is one of the name that it got later, too. On
@@ -146,25 +147,50 @@ func (fs *FS) syncsByInode() bool {
 	return false
 }
 
-// mayCopyUp refuses an object that its layer protects against every change.
-func (fs *FS) mayCopyUp(in *inode) error {
+// source is the lower object that an upper is made from, as it is now.
+type source struct {
+	place
+	st unix.Statx_t
+}
+
+// source finds what in is copied up from. The caller releases it.
+//
+// Errors: EPERM for an object that its layer protects against every change.
+func (fs *FS) source(in *inode) (*source, error) {
 	p, err := fs.lowerPlace(in.lower.top(), in.isDir())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer p.release()
-	var sx unix.Statx_t
+	s := &source{place: p}
 	flags := unix.AT_SYMLINK_NOFOLLOW
 	if p.name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
-	if err := unix.Statx(p.dir.fd, p.name, flags, unix.STATX_TYPE, &sx); err != nil {
-		return fmt.Errorf("statx %s: %w", fs.chain.where(in.lower.top()), err)
+	err = unix.Statx(p.dir.fd, p.name, flags, unix.STATX_BASIC_STATS, &s.st)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("statx %s: %w", fs.chain.where(in.lower.top()), err)
+	case s.st.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0:
+		err = unix.EPERM
 	}
-	if sx.Attributes&(unix.STATX_ATTR_IMMUTABLE|unix.STATX_ATTR_APPEND) != 0 {
-		return unix.EPERM
+	if err != nil {
+		p.release()
+		return nil, err
 	}
-	return nil
+	return s, nil
+}
+
+func (s *source) key() objKey {
+	return objKey{unix.Mkdev(s.st.Dev_major, s.st.Dev_minor), s.st.Ino}
+}
+
+// mayCopyUp refuses what source does.
+func (fs *FS) mayCopyUp(in *inode) error {
+	s, err := fs.source(in)
+	if err == nil {
+		s.release()
+	}
+	return err
 }
 
 // makeCopy makes an object of in's type; a regular file as a hole of the lower's size.
@@ -188,20 +214,4 @@ func (fs *FS) makeCopy(in *inode) (*temp, error) {
 		}
 	}
 	return t, nil
-}
-
-// copyUpDir makes the upper directory.
-func (fs *FS) copyUpDir(in *inode, a alias) error {
-	if a.parent == nil {
-		return unix.ENOENT
-	}
-	t, err := fs.makeTemp(in.lower.st.Mode, 0, "")
-	if err != nil {
-		return err
-	}
-	defer t.close()
-	if err := fs.dress(t.fd, in, dataHere); err != nil {
-		return err
-	}
-	return fs.install(in, a, t, dataHere)
 }

@@ -161,59 +161,83 @@ func (fs *FS) createOpen(p *inode, name string, o newObject) (in *inode, file *o
 		return nil, nil, err
 	}
 	defer d.release()
-	file, st, err := fs.createPlain(p, d, name, o)
+	plain, err := fs.plain(p, d, o)
 	if err != nil {
 		return nil, nil, err
 	}
-	if file != nil {
-		return fs.entered(p, name, &st), file, nil
+	if plain {
+		st, file, err := fs.createPlain(d, name, o)
+		if err != nil {
+			return nil, nil, err
+		}
+		if st != nil {
+			return fs.entered(p, name, st), file, nil
+		}
 	}
 	in, err = fs.createLocked(p, d, name, o)
 	return in, nil, err
 }
 
-// entered is the inode of a regular file that was just made. It has no capability: nobody gave it one.
+// plain tells that an object is whole at once, and can be made where it is to be: owned by the caller, who is also the server, with the
+// mode that was asked for and no other mark or ACL.
+//
+// Preconditions: as of createLocked.
+func (fs *FS) plain(p *inode, d *dirFD, o newObject) (bool, error) {
+	if !isReg(o.mode) && (!isDir(o.mode) || p.lower != nil) {
+		return false, nil
+	}
+	uid, gid, err := fs.storedOwner(o.uid, true, o.gid, true)
+	if err != nil || uid != fs.euid || gid != fs.egid {
+		return false, err
+	}
+	def, err := fs.defaultACL(p, d)
+	return err == nil && def == nil, err
+}
+
+// entered is the inode of a plain object that was just made. It has no capability: nobody gave it one.
 func (fs *FS) entered(p *inode, name string, st *unix.Stat_t) *inode {
 	n := fs.upperInode(st)
 	n.absent.note(absentCapability)
 	return fs.tab.intern(n, alias{parent: p, name: name, upper: true})
 }
 
-// createPlain makes a regular file at once where it is whole at once: owned by the caller, who is also the server, with the mode that
-// was asked for. Nil, nil: it has to be made elsewhere first.
-//
-// Preconditions: as of createLocked.
-func (fs *FS) createPlain(p *inode, d *dirFD, name string, o newObject) (*os.File, unix.Stat_t, error) {
-	var st unix.Stat_t
-	if !isReg(o.mode) {
-		return nil, st, nil
+// createPlain makes a plain object. Of a regular file, file is it, open for reading and writing. No status: it has to be made elsewhere
+// first.
+func (fs *FS) createPlain(d *dirFD, name string, o newObject) (_ *unix.Stat_t, file *os.File, err error) {
+	mode, undo, fd := o.mode&07777&^o.umask, 0, -1
+	if isDir(o.mode) {
+		undo = unix.AT_REMOVEDIR
+		err = unix.Mkdirat(d.fd, name, mode)
+	} else if fd, err = openIn(d.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode); err == nil {
+		file = os.NewFile(uintptr(fd), name)
 	}
-	uid, gid, err := fs.storedOwner(o.uid, true, o.gid, true)
-	if err != nil || uid != fs.euid || gid != fs.egid {
-		return nil, st, err
-	}
-	def, err := fs.defaultACL(p, d)
-	if err != nil || def != nil {
-		return nil, st, err
-	}
-	mode := o.mode & 07777 &^ o.umask
-	fd, err := openIn(d.fd, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, mode)
 	switch {
 	case errors.Is(err, unix.EEXIST): // perhaps a whiteout
-		return nil, st, nil
+		return nil, nil, nil
 	case err != nil:
-		return nil, st, wrapName(name, err)
+		return nil, nil, wrapName(name, err)
 	}
-	file := os.NewFile(uintptr(fd), name)
-	if st, err = statAt(fd, ""); err == nil && st.Mode&07777 != mode && st.Mode&unix.S_ISGID == mode&unix.S_ISGID {
+	if fd < 0 {
+		if fd, err = openIn(d.fd, name, oPathDir, 0); err == nil {
+			defer closeFD(fd)
+		}
+	}
+	var st unix.Stat_t
+	if err == nil {
+		st, err = statAt(fd, "")
+	}
+	if err == nil && st.Mode&07777 != mode && st.Mode&unix.S_ISGID == mode&unix.S_ISGID {
 		if err = chmodFD(fd, mode); err == nil { // the process has a umask
 			st, err = statAt(fd, "")
 		}
 	}
-	if err != nil {
-		return nil, st, errors.Join(wrapName(name, err), file.Close(), unix.Unlinkat(d.fd, name, 0))
+	if err == nil {
+		return &st, file, nil
 	}
-	return file, st, nil
+	if file != nil {
+		_ = file.Close() // nothing was written
+	}
+	return nil, nil, joinUndo(wrapName(name, err), unix.Unlinkat(d.fd, name, undo))
 }
 
 // createLocked makes an object in work/work and gives it its name.
@@ -338,7 +362,7 @@ func (fs *FS) nameTemp(t *temp) error {
 		return nil
 	}
 	name := fs.temps.next()
-	if err := unix.Linkat(unix.AT_FDCWD, procFD(t.fd), fs.layers.temp.fd, name, unix.AT_SYMLINK_FOLLOW); err != nil {
+	if err := linkFD(t.fd, fs.layers.temp.fd, name); err != nil {
 		return fmt.Errorf("name object in %s: %w", fs.layers.temp.path, err)
 	}
 	t.name = name

@@ -10,44 +10,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dress gives fd what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
+// dress gives t what the lower object of in has: owner, mode, xattrs, the capability after all that would remove it, the
 // overlay's own marks, and the times last.
-func (fs *FS) dress(fd int, in *inode, data upperData) error {
-	p, err := fs.lowerPlace(in.lower.top(), in.isDir())
-	if err != nil {
-		return err
-	}
-	defer p.release()
-	src, err := p.open()
-	if err != nil {
-		return fmt.Errorf("open %s: %w", fs.chain.where(in.lower.top()), err)
-	}
-	defer closeFD(src)
-	st, err := statAt(src, "")
-	if err != nil {
-		return fmt.Errorf("stat %s: %w", fs.chain.where(in.lower.top()), err)
-	}
-	if keyOf(&st) != in.lower.st.key() {
+//
+// Errors: ESTALE if src is not the object that was looked up.
+func (fs *FS) dress(t *temp, src *source, in *inode, data upperData) error {
+	if src.key() != in.lower.st.key() {
 		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.top()), errChanged)
 	}
-	if now, err := statAt(fd, ""); err != nil || now.Uid != st.Uid || now.Gid != st.Gid {
-		if err := chownFD(fd, int(st.Uid), int(st.Gid)); err != nil {
+	now, err := statAt(t.fd, "")
+	if err != nil {
+		return fmt.Errorf("stat new upper object: %w", err)
+	}
+	t.key = keyOf(&now)
+	owned := now.Uid == src.st.Uid && now.Gid == src.st.Gid
+	if !owned {
+		if err := chownFD(t.fd, int(src.st.Uid), int(src.st.Gid)); err != nil {
 			return err
 		}
 	}
-	if in.typ != unix.S_IFLNK {
-		if err := chmodFD(fd, st.Mode); err != nil {
+	if mode := uint32(src.st.Mode); in.typ != unix.S_IFLNK && (!owned || (now.Mode^mode)&07777 != 0) {
+		if err := chmodFD(t.fd, mode); err != nil {
 			return err
 		}
 	}
-	if err := fs.copyXattrs(src, fd); err != nil {
+	if err := fs.copyXattrs(src.object(), t.fd); err != nil {
 		return fmt.Errorf("%s: %w", fs.chain.where(in.lower.top()), err)
 	}
-	if err := fs.markCopy(fd, in, data); err != nil {
+	if err := fs.markCopy(t.fd, in, data); err != nil {
 		return err
 	}
-	return timesFD(fd, st.Atim, st.Mtim)
+	return timesFD(t.fd, timeOf(src.st.Atime), timeOf(src.st.Mtime))
 }
+
+func timeOf(t unix.StatxTimestamp) unix.Timespec { return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)} }
 
 const capabilityXattr = "security.capability"
 
@@ -55,8 +51,8 @@ const capabilityXattr = "security.capability"
 //
 // Errors: one that the upper's file system does not know (EOPNOTSUPP) is left out unless permissions hang on it; every other fails.
 // Compare: fs/overlayfs/copy_up.c:ovl_copy_xattr(), ovl_must_copy_xattr().
-func (fs *FS) copyXattrs(src, dst int) error {
-	names, err := listXattrFD(src)
+func (fs *FS) copyXattrs(src objectAt, dst int) error {
+	names, err := src.list()
 	if err != nil {
 		return fmt.Errorf("list xattrs: %w", err)
 	}
@@ -67,14 +63,14 @@ func (fs *FS) copyXattrs(src, dst int) error {
 		if fs.ownXattr(n) {
 			continue
 		}
-		v, err := getXattrFD(src, n)
+		v, err := getXattr(src, n)
 		if noXattr(err) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("read xattr %s: %w", n, err)
 		}
-		err = unix.Setxattr(procFD(dst), n, v, 0)
+		err = setXattrFD(dst, n, v, 0)
 		if errors.Is(err, unix.EOPNOTSUPP) && !mustCopy(n) {
 			continue
 		}
@@ -144,7 +140,7 @@ func (fs *FS) canMark(in *inode) bool {
 }
 
 func (fs *FS) setMark(fd int, mark string, v []byte) error {
-	if err := unix.Setxattr(procFD(fd), fs.prefix+mark, v, 0); err != nil {
+	if err := setXattrFD(fd, fs.prefix+mark, v, 0); err != nil {
 		return fmt.Errorf("set %s%s: %w", fs.prefix, mark, err)
 	}
 	return nil
@@ -156,7 +152,7 @@ func tooLong(err error) bool {
 }
 
 func (fs *FS) removeMark(fd int, mark string) error {
-	if err := unix.Removexattr(procFD(fd), fs.prefix+mark); err != nil && !noXattr(err) {
+	if err := removeXattrFD(fd, fs.prefix+mark); err != nil && !noXattr(err) {
 		return fmt.Errorf("remove %s%s: %w", fs.prefix, mark, err)
 	}
 	return nil

@@ -188,7 +188,7 @@ func (fs *FS) write(h *handle, in *fuse.WriteIn, data []byte) (int, error) {
 	if caps == nil {
 		return n, werr
 	}
-	err = fs.onUpper(h.in, func(fd int) error { return unix.Setxattr(procFD(fd), capabilityXattr, caps, 0) })
+	err = fs.onUpper(h.in, func(fd int) error { return setXattrFD(fd, capabilityXattr, caps, 0) })
 	return n, errors.Join(werr, err)
 }
 

@@ -100,7 +100,7 @@ func (fs *FS) openEngine() error {
 	if !fs.layers.hasUpper() {
 		return nil
 	}
-	fd, err := fs.tmpfile()
+	fd, err := fs.tmpfile(0o600)
 	if err != nil {
 		if fs.cfg.ReadOnly {
 			return nil

@@ -11,11 +11,7 @@ import (
 //
 // Preconditions: in and the parent are reserved, the parent is in the upper; nothing has the name there.
 func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
-	st, err := statAt(t.fd, "")
-	if err != nil {
-		return fmt.Errorf("stat new upper object: %w", err)
-	}
-	u := upperObj{exists: true, key: keyOf(&st), data: data, limit: st.Size}
+	u := upperObj{exists: true, key: t.key, data: data, limit: in.lower.st.Size}
 	link, err := fs.enterIndex(in, a, t, u.key)
 	if err != nil {
 		return err
@@ -70,7 +66,7 @@ func (fs *FS) installUnnamed(in *inode, t *temp, u upperObj) error {
 func (fs *FS) giveName(t *temp, dir int, name string) error {
 	work := fs.layers.temp.fd
 	if t.name == "" {
-		return unix.Linkat(unix.AT_FDCWD, procFD(t.fd), dir, name, unix.AT_SYMLINK_FOLLOW)
+		return linkFD(t.fd, dir, name)
 	}
 	err := unix.Renameat2(work, t.name, dir, name, unix.RENAME_NOREPLACE)
 	if err == nil {
@@ -99,7 +95,7 @@ func (fs *FS) enterIndex(in *inode, a alias, t *temp, key objKey) (linkCount, er
 		}
 	}
 	if t.name == "" {
-		err = unix.Linkat(unix.AT_FDCWD, procFD(t.fd), fs.index.dir.fd, link.index, unix.AT_SYMLINK_FOLLOW)
+		err = linkFD(t.fd, fs.index.dir.fd, link.index)
 	} else {
 		err = unix.Linkat(fs.layers.temp.fd, t.name, fs.index.dir.fd, link.index, 0)
 	}
@@ -160,7 +156,7 @@ func (fs *FS) linkUp(in *inode, a alias) error {
 		if err := fs.markImpure(a.parent, d); err != nil {
 			return err
 		}
-		return unix.Linkat(unix.AT_FDCWD, procFD(fd), d.fd, a.name, unix.AT_SYMLINK_FOLLOW)
+		return linkFD(fd, d.fd, a.name)
 	})
 	if err != nil {
 		return fmt.Errorf("link %q in the upper: %w", a.name, err)

@@ -381,7 +381,7 @@ func (fs *FS) tryPassthrough() error {
 	if fs.readOnly() {
 		return nil
 	}
-	if fd, err = fs.tmpfile(); err == nil {
+	if fd, err = fs.tmpfile(0o600); err == nil {
 		err = fs.tryBacking(fd)
 	}
 	if err != nil {

@@ -132,6 +132,16 @@ func (fs *FS) pinUpper(in *inode) error {
 	return nil
 }
 
+// pinned is the descriptor that pinUpper keeps. The caller releases it.
+func (in *inode) pinned() *dirFD {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.pin != nil {
+		in.pin.refs.Add(1)
+	}
+	return in.pin
+}
+
 // dropPin gives the descriptor back if the object can be reached by a name of the upper.
 func (fs *FS) dropPin(in *inode) {
 	in.mu.Lock()

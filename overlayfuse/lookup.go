@@ -63,6 +63,12 @@ func (fs *FS) lookup(p *inode, name string) (*inode, error) {
 	p.copy.Lock()
 	defer p.copy.Unlock()
 	n, err := fs.resolve(p, name)
+	for n != nil && n.live {
+		if fs.tab.refLive(n.inode) {
+			return n.inode, nil
+		}
+		n, err = fs.resolve(p, name) // dropped meanwhile
+	}
 	if n == nil || err != nil {
 		return nil, err
 	}
@@ -72,13 +78,14 @@ func (fs *FS) lookup(p *inode, name string) (*inode, error) {
 	return fs.tab.intern(n.inode, alias{parent: p, name: name, upper: n.named}), nil
 }
 
-// candidate is a looked up object that is not in the table yet, and whether the upper holds its name.
+// candidate is a looked up object, and whether the upper holds its name. It is not in the table yet, or live: then it was, with that
+// name.
 type candidate struct {
 	*inode
-	named bool
+	named, live bool
 }
 
-// resolve makes the inode that p/name is, without entering it.
+// resolve finds or makes the inode that p/name is, without entering it.
 func (fs *FS) resolve(p *inode, name string) (*candidate, error) {
 	if p.isDead() {
 		return nil, nil
@@ -203,6 +210,9 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 	}
 	if isWhiteout(&st) {
 		return nil, true, nil
+	}
+	if in := fs.tab.named(keyOf(&st), p, name); in != nil {
+		return &candidate{inode: in, named: true, live: true}, true, nil
 	}
 	in := &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: keyOf(&st)}
 	in.up = upperObj{exists: true, key: keyOf(&st)}

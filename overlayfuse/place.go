@@ -93,6 +93,14 @@ func (p place) release() { p.dir.release() }
 // stat is the status of the object itself.
 func (p place) stat() (unix.Stat_t, error) { return statAt(p.dir.fd, p.name) }
 
+// object is the place as an object.
+func (p place) object() objectAt {
+	if p.name == "" {
+		return objectAt{p.dir.fd, "."}
+	}
+	return objectAt{p.dir.fd, p.name}
+}
+
 // open is an O_PATH descriptor of the object.
 func (p place) open() (int, error) {
 	if p.name == "" {
@@ -243,18 +251,20 @@ func (fs *FS) openPath(in *inode) (fd int, upper bool, err error) {
 	return fd, false, nil
 }
 
-// onUpper copies in up, without its data, and calls fn with an O_PATH descriptor of the upper object.
+// onUpper copies in up, without its data, and calls fn with a descriptor of the upper object, which may be O_PATH.
 //
 // Errors: EROFS; those of copyUp and fn.
 // Locks: fn runs with in reserved.
 func (fs *FS) onUpper(in *inode, fn func(fd int) error) error {
-	if err := fs.copyUp(in); err != nil {
+	fd, err := fs.copyUpAs(in, dataBelow)
+	if err != nil {
 		return err
 	}
 	defer lockAll(in)() // a metacopy upper that is being filled gets its times and capability back at the end
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return err
+	if fd < 0 {
+		if fd, err = fs.openUpperPath(in); err != nil {
+			return err
+		}
 	}
 	defer closeFD(fd)
 	return fn(fd)

@@ -108,24 +108,26 @@ func (fs *FS) removeFile(in *inode, a alias, lower bool) error {
 }
 
 // lostName brings the tables up to date after a name of a file is gone.
+//
+// Preconditions: its upper, if there is one, is pinned.
 func (fs *FS) lostName(in *inode, a alias) error {
 	fs.tab.unlink(in, a.parent, a.name)
 	if !in.upper().exists {
 		fs.markDead(in)
 		return nil
 	}
-	fd, err := fs.openUpperPath(in)
-	if err != nil {
-		return err
+	pin := in.pinned()
+	if pin == nil {
+		return fmt.Errorf("upper object of inode %d is out of reach: %w", in.ino, unix.EIO)
 	}
-	defer closeFD(fd)
-	if err := fs.countNames(in, fd, -1); err != nil {
+	defer pin.release()
+	if err := fs.countNames(in, pin.fd, -1); err != nil {
 		return err
 	}
 	if err := fs.leaveIndex(in); err != nil {
 		return err
 	}
-	st, err := statAt(fd, "")
+	st, err := statAt(pin.fd, "")
 	if err != nil {
 		return fmt.Errorf("stat upper: %w", err)
 	}
@@ -222,8 +224,12 @@ func removeTree(dir int, name string) error {
 //
 // Preconditions: as removeFile.
 func (fs *FS) removeDir(in *inode, a alias, lower bool) error {
-	if err := fs.checkEmpty(in); err != nil {
-		return err
+	// One that merges with nothing is as empty as its upper, unless there are whiteouts in that.
+	alone := in.lower == nil && !lower
+	if !alone {
+		if err := fs.checkEmpty(in); err != nil {
+			return err
+		}
 	}
 	d, err := fs.upperDir(a.parent)
 	if err != nil {
@@ -239,7 +245,12 @@ func (fs *FS) removeDir(in *inode, a alias, lower bool) error {
 	case lower:
 		err = fs.whiteoutOver(d, a.name, unix.RENAME_EXCHANGE)
 	default:
-		err = fs.removeUpperDir(d, a.name)
+		err = unix.Unlinkat(d.fd, a.name, unix.AT_REMOVEDIR)
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+			if err = fs.checkEmpty(in); err == nil {
+				err = fs.discardUpperDir(d, a.name)
+			}
+		}
 	}
 	if err != nil {
 		fs.dropDirPin(in)
@@ -249,12 +260,8 @@ func (fs *FS) removeDir(in *inode, a alias, lower bool) error {
 	return nil
 }
 
-// removeUpperDir removes a directory that may hold whiteouts.
-func (fs *FS) removeUpperDir(d *dirFD, name string) error {
-	err := unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR)
-	if !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
+// discardUpperDir removes a directory that holds whiteouts.
+func (fs *FS) discardUpperDir(d *dirFD, name string) error {
 	tmp := fs.temps.next()
 	if err := unix.Renameat2(d.fd, name, fs.layers.temp.fd, tmp, unix.RENAME_NOREPLACE); err != nil {
 		return err

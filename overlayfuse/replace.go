@@ -79,7 +79,7 @@ func (fs *FS) dressLike(fd, src int, st *unix.Stat_t) error {
 	if err := chmodFD(fd, st.Mode); err != nil {
 		return err
 	}
-	if err := fs.copyXattrs(src, fd); err != nil {
+	if err := fs.copyXattrs(objectAt{src, "."}, fd); err != nil {
 		return err
 	}
 	return timesFD(fd, st.Atim, st.Mtim)

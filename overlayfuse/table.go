@@ -208,6 +208,31 @@ func (t *table) refLive(in *inode) bool {
 	return true
 }
 
+// named is the live inode that is known to have this object of the upper, and this name of it there: the marks say nothing new. Nil if
+// there is none.
+func (t *table) named(k objKey, p *inode, name string) *inode {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	in := t.byUpper[k]
+	if in == nil { // a directory that merges with nothing
+		in = t.byKey.get(k)
+	}
+	if in == nil {
+		return nil
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.dead || !in.up.exists || in.up.key != k {
+		return nil
+	}
+	for _, a := range in.aliases {
+		if a.upper && a.parent == p && a.name == name {
+			return in
+		}
+	}
+	return nil
+}
+
 // hasUpper tells whether a live inode has this file of the upper.
 func (t *table) hasUpper(k objKey) bool {
 	t.mu.Lock()

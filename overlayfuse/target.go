@@ -100,10 +100,11 @@ func (t *target) Stage() (_ *os.File, err error) {
 	if fs.engine.Unit == 0 {
 		data = dataBelow
 	}
-	f, err := fs.copyUpAs(in, data)
+	made, err := fs.copyUpAs(in, data)
 	if err != nil {
 		return nil, err
 	}
+	f := fs.staged(made)
 	in.copy.Lock()
 	defer func() {
 		if err != nil {
@@ -124,6 +125,18 @@ func (t *target) Stage() (_ *os.File, err error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// staged is the file open as made, which it takes over; nil for -1, and where another descriptor is needed.
+func (fs *FS) staged(made int) *os.File {
+	switch {
+	case made < 0:
+		return nil
+	case fs.syncsByInode():
+		return os.NewFile(uintptr(made), "staged")
+	}
+	closeFD(made)
+	return nil
 }
 
 // Commit makes the data of the upper count. The limit comes before the mark that makes it count.
@@ -301,7 +314,7 @@ func decodeQuiet(b []byte) (quiet, error) {
 // restore puts it back.
 func (q quiet) restore(fd int) error {
 	if q.caps != nil {
-		if err := unix.Setxattr(procFD(fd), capabilityXattr, q.caps, 0); err != nil {
+		if err := setXattrFD(fd, capabilityXattr, q.caps, 0); err != nil {
 			return fmt.Errorf("put %s back: %w", capabilityXattr, err)
 		}
 	}

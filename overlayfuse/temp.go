@@ -18,6 +18,7 @@ type temp struct {
 	fs   *FS
 	fd   int    // O_PATH, or of an unnamed file the file itself
 	name string // in work/work; "" for an unnamed file (O_TMPFILE)
+	key  objKey // set by dress
 	keep bool   // fd belongs to somebody else
 }
 
@@ -34,11 +35,12 @@ func (t *temp) close() {
 	}
 }
 
-// makeTemp makes an empty object: an unnamed regular file, or mode's type under a temporary name.
+// makeTemp makes an empty object: an unnamed regular file, or mode's type under a temporary name. Its permissions are those of mode,
+// less the process's umask.
 func (fs *FS) makeTemp(mode uint32, dev uint32, link string) (*temp, error) {
 	work := fs.layers.temp.fd
 	if isReg(mode) {
-		fd, err := fs.tmpfile()
+		fd, err := fs.tmpfile(mode & 07777)
 		if err != nil {
 			return nil, err
 		}
@@ -65,8 +67,8 @@ func (fs *FS) makeTemp(mode uint32, dev uint32, link string) (*temp, error) {
 }
 
 // tmpfile is a regular file without a name, open for reading and writing.
-func (fs *FS) tmpfile() (int, error) {
-	fd, err := openIn(fs.layers.temp.fd, ".", unix.O_TMPFILE|unix.O_RDWR, 0o600)
+func (fs *FS) tmpfile(mode uint32) (int, error) {
+	fd, err := openIn(fs.layers.temp.fd, ".", unix.O_TMPFILE|unix.O_RDWR, mode)
 	if err != nil {
 		return -1, fmt.Errorf("make file in %s: %w", fs.layers.temp.path, err)
 	}

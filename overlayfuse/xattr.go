@@ -74,12 +74,7 @@ func (fs *FS) getXattr(in *inode, name string) ([]byte, error) {
 	if in.absent.known(bit) {
 		return nil, unix.ENODATA
 	}
-	fd, _, err := fs.openPath(in)
-	if err != nil {
-		return nil, err
-	}
-	defer closeFD(fd)
-	v, err := getXattrFD(fd, fs.storedXattr(name))
+	v, err := fs.readXattr(in, fs.storedXattr(name))
 	if errors.Is(err, unix.ENODATA) {
 		in.absent.note(bit)
 	}
@@ -90,6 +85,24 @@ func (fs *FS) getXattr(in *inode, name string) ([]byte, error) {
 		return mapACL(v, fs.shownACLID)
 	}
 	return v, nil
+}
+
+// readXattr is the value of a stored attribute of the object whose attributes the inode shows.
+func (fs *FS) readXattr(in *inode, stored string) ([]byte, error) {
+	if in.lower != nil && !in.upper().exists {
+		p, err := fs.lowerPlace(in.lower.top(), in.isDir())
+		if err != nil {
+			return nil, err
+		}
+		defer p.release()
+		return getXattr(p.object(), stored)
+	}
+	fd, _, err := fs.openPath(in)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(fd)
+	return getXattrFD(fd, stored)
 }
 
 // ListXAttr lists names. Those of the trusted namespace are for the privileged, as with every file system.
@@ -161,7 +174,7 @@ func (fs *FS) setXattr(in *inode, name string, v []byte, flags int, killSGID boo
 	}
 	in.absent.forget(absentBit(name))
 	return fs.onUpper(in, func(fd int) error {
-		if err := unix.Setxattr(procFD(fd), fs.storedXattr(name), v, flags); err != nil {
+		if err := setXattrFD(fd, fs.storedXattr(name), v, flags); err != nil {
 			return fmt.Errorf("set xattr %s: %w", name, err)
 		}
 		if !killSGID {
@@ -196,5 +209,5 @@ func (fs *FS) removeXattr(in *inode, name string) error {
 	if err := fs.refuseXattr(name); err != nil {
 		return err
 	}
-	return fs.onUpper(in, func(fd int) error { return unix.Removexattr(procFD(fd), fs.storedXattr(name)) })
+	return fs.onUpper(in, func(fd int) error { return removeXattrFD(fd, fs.storedXattr(name)) })
 }

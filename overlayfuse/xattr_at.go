@@ -18,7 +18,7 @@ type objectAt struct {
 // path is for the calls that have no form with a descriptor. They must not follow a last symlink.
 func (o objectAt) path() string { return procAt(o.dir, o.name) }
 
-// noXattrAt is set where the kernel has no getxattrat(2) (before Linux 6.13). It costs a third of the way through /proc.
+// noXattrAt is set where the kernel has no getxattrat(2) and listxattrat(2) (before Linux 6.13). They cost a third of the way through /proc.
 var noXattrAt atomic.Bool
 
 // xattrArgs is struct xattr_args of linux/xattr.h.
@@ -29,7 +29,8 @@ type xattrArgs struct {
 
 const (
 	xattrArgsSize = 16
-	sysGetxattrat = 464 // the same on every architecture
+	sysGetxattrat  = 464 // the same on every architecture, as are all since 424
+	sysListxattrat = 465
 )
 
 // read is lgetxattr(2).
@@ -44,6 +45,35 @@ func (o objectAt) read(attr string, buf []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// list is llistxattr(2).
+func (o objectAt) list() ([]string, error) {
+	return listXattrs(func(buf []byte) (int, error) {
+		if noXattrAt.Load() {
+			return unix.Llistxattr(o.path(), buf)
+		}
+		n, err := listxattrat(o.dir, o.name, buf)
+		if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+			if n, err = unix.Llistxattr(o.path(), buf); err == nil || noXattr(err) {
+				noXattrAt.Store(true)
+			}
+		}
+		return n, err
+	})
+}
+
+func listxattrat(dir int, name string, buf []byte) (int, error) {
+	p, err := unix.BytePtrFromString(name)
+	if err != nil {
+		return -1, err
+	}
+	n, _, errno := unix.Syscall6(sysListxattrat, uintptr(dir), uintptr(unsafe.Pointer(p)), unix.AT_SYMLINK_NOFOLLOW,
+		uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)), 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
 }
 
 func getxattrat(dir int, name, attr string, buf []byte) (int, error) {
