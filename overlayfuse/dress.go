@@ -43,7 +43,9 @@ func (fs *FS) dress(t *temp, src *source, in *inode, data upperData) error {
 	return timesFD(t.fd, timeOf(src.st.Atime), timeOf(src.st.Mtime))
 }
 
-func timeOf(t unix.StatxTimestamp) unix.Timespec { return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)} }
+func timeOf(t unix.StatxTimestamp) unix.Timespec {
+	return unix.Timespec{Sec: t.Sec, Nsec: int64(t.Nsec)}
+}
 
 const capabilityXattr = "security.capability"
 

@@ -28,7 +28,7 @@ type xattrArgs struct {
 }
 
 const (
-	xattrArgsSize = 16
+	xattrArgsSize  = 16
 	sysGetxattrat  = 464 // the same on every architecture, as are all since 424
 	sysListxattrat = 465
 )

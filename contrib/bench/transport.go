@@ -42,7 +42,7 @@ func benchTransport(args []string) int {
 	if err == nil {
 		r := &transportRun{count: *count, samples: map[string][]values{},
 			bench: &bench{settings: s, ctx: ctx, base: base, lowers: map[string]*lower{}}}
-		if err = r.run(); err == nil {
+		if err = withRings(r.run); err == nil {
 			table := r.table()
 			fmt.Print(table)
 			if *out != "" {
@@ -58,10 +58,14 @@ func benchTransport(args []string) int {
 	return exitOK
 }
 
-func (r *transportRun) run() error {
+// run measures all transports; without rings, those that need no FUSE over io_uring.
+func (r *transportRun) run(rings bool) error {
 	for round := range r.rounds {
 		for i := range transports {
 			i = (i + round) % len(transports)
+			if transports[i].rings && !rings {
+				continue
+			}
 			v, err := r.one(i)
 			if err != nil {
 				return fmt.Errorf("%s: %w", transports[i].name, err)
@@ -196,6 +200,9 @@ func (r *transportRun) table() string {
 		"the server per operation in µs. Medians of %d interleaved rounds. An open and close is two requests.\n\n", r.rounds)
 	s.WriteString("| transport | open+close | missing name | getattr | op/s, 1 | 2 | 8 | server CPU |\n|---|---|---|---|---|---|---|---|\n")
 	for _, t := range transports {
+		if len(r.samples[t.name]) == 0 {
+			continue
+		}
 		m := func(k string) float64 { return middleOf(r.samples[t.name], k) }
 		fmt.Fprintf(&s, "| %s |", t.name)
 		for _, op := range transportOps {
@@ -206,6 +213,9 @@ func (r *transportRun) table() string {
 	s.WriteString("\nOne client in bursts of 20 requests, a millisecond apart, beside two processes that only compute: latency of getattr in µs, and\n" +
 		"what those two got done, in % of what they did beside the kernel's overlayfs.\n\n| transport | median | 99th percentile | others' work |\n|---|---|---|---|\n")
 	for _, t := range transports {
+		if len(r.samples[t.name]) == 0 {
+			continue
+		}
 		m := func(k string) float64 { return middleOf(r.samples[t.name], k) }
 		fmt.Fprintf(&s, "| %s | %.1f | %.0f | %.1f |\n", t.name, m("beside median"), m("beside p99"), 100*m("burnt")/middleOf(r.samples[transports[0].name], "burnt"))
 	}

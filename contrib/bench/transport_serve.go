@@ -18,6 +18,7 @@ var transports = []struct {
 	name  string
 	serve func(dev int) error // nil: the kernel's overlayfs, which needs no server
 	here  bool                // the client runs on CPU 0 too
+	rings bool                // needs FUSE over io_uring
 }{
 	{name: "kernel overlayfs"},
 	{name: "go-fuse NewServer", serve: serveGoFuse},
@@ -27,6 +28,7 @@ var transports = []struct {
 	{name: "loop, 1 thread, polls", serve: loop{threads: 1, poll: usualPoll, cpu: -1}.serve},
 	{name: "loop, 2 threads, cloned fds, poll", serve: loop{threads: 2, clones: true, poll: usualPoll, cpu: -1}.serve},
 	{name: "loop, 1 thread, server and client on one CPU", serve: loop{threads: 1}.serve, here: true},
+	{name: "FUSE over io_uring, a thread on each CPU", serve: serveRings, rings: true},
 	{name: "ours without polling", serve: func(dev int) error { return serveOurs(dev, &transport.Options{Poll: -1}) }},
 	{name: "ours", serve: func(dev int) error { return serveOurs(dev, nil) }},
 }
