@@ -43,15 +43,14 @@
 //
 // In this order; one on the right or below is never held when one on the left or above is taken:
 //
-//	dirStream.mu
-//	  inodeIO.mu                  held while a backing file is opened and registered; not with a reservation
-//	  inode.copy of files         reservations, held across I/O; several: by age (lockAll)
-//	    inode.copy of directories
-//	      stack.build             of all mounts of a chain: the making of a listing; only leaves are taken under it
-//	      FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
-//	        table.mu
-//	          inode.mu            leaf
-//	dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu: leaves
+//	inodeIO.mu                  held while a backing file is opened and registered; not with a reservation
+//	inode.copy of files         reservations, held across I/O; several: by age (lockAll)
+//	  inode.copy of directories
+//	    stack.build             of all mounts of a chain: the making of a listing; only leaves are taken under it
+//	    FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
+//	      table.mu
+//	        inode.mu            leaf
+//	dirOrders.mu, upperOrder.mu, dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu: leaves
 //	sharedChain.setup: while a mount is made; only leaves are taken under it
 //	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //

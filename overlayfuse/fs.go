@@ -49,6 +49,7 @@ type FS struct {
 
 	flushes flushGate
 	handles handleTable
+	orders  *dirOrders
 	temps   tempNames
 }
 
@@ -82,6 +83,7 @@ func New(cfg Config) (*FS, error) {
 		return nil, err
 	}
 	fs.handles.byID = map[uint64]*handle{}
+	fs.orders = newDirOrders()
 	fs.chain, fs.origin = l.shared.chain, l.shared.origin
 	if err := fs.openRoot(); err != nil {
 		_ = fs.Close() // the cause is the error that is returned

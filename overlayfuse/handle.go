@@ -9,14 +9,13 @@ import (
 	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
 )
 
-// handle is one open file or directory.
+// handle is one open file. Directories have none.
 type handle struct {
 	in    *inode
-	data  *copyup.File // regular files
-	flags uint32       // of open(2)
-	io    *inodeIO     // regular files: where the open is counted
+	data  *copyup.File
+	flags uint32   // of open(2)
+	io    *inodeIO // where the open is counted
 	mode  ioMode
-	dir   *dirStream // directories
 }
 
 // handleTable is the open handles of one mount. Number 0 is never given out.

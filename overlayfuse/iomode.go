@@ -313,10 +313,6 @@ func cachedFlags(write bool) uint32 {
 	return flags
 }
 
-// openDirFlags are the FOPEN flags for a directory: the kernel keeps its listing, and forgets it with every change of the directory that
-// goes through the mount, and there is no other.
-func openDirFlags() uint32 { return fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE }
-
 // The kernel may believe an attribute or a name for a day: we are the only writer, and what a request changes the kernel
 // invalidates itself.
 const (

@@ -50,27 +50,18 @@ func (b *listingBuilder) read(at int, r ref) error {
 }
 
 func (b *listingBuilder) readDir(at int, d *dirFD) error {
-	raw, err := readDirents(d.fd)
-	if err != nil {
-		return err
-	}
 	st, err := statAt(d.fd, "")
 	if err != nil {
 		return err
 	}
 	b.devs = append(b.devs, st.Dev)
-	xwhiteouts := b.chain.xwhiteouts(d.fd)
-	for _, e := range raw {
+	return b.chain.readVisible(d, b.chain.xwhiteouts(d.fd), func(e dirent, _ uint64, white bool) error {
 		if i, ok := b.at[e.name]; ok {
 			if b.also == nil {
 				b.also = map[uint32][]uint16{}
 			}
 			b.also[i] = append(b.also[i], uint16(at))
-			continue
-		}
-		white, err := b.chain.isWhiteoutEntry(d.fd, &e, xwhiteouts)
-		if err != nil {
-			return fmt.Errorf("%q: %w", e.name, err)
+			return nil
 		}
 		if white {
 			e.mode = 0
@@ -79,8 +70,8 @@ func (b *listingBuilder) readDir(at int, d *dirFD) error {
 		b.names = append(b.names, e)
 		b.first = append(b.first, uint16(at))
 		b.text += len(e.name)
-	}
-	return nil
+		return nil
+	})
 }
 
 // listing is the result.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"sync"
+	"sort"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -16,44 +16,23 @@ type dirent struct {
 	name string
 	mode uint32 // S_IFMT
 	ino  uint64 // st_ino
+	pos  uint64 // position behind it
 }
 
-// dirStream is an open directory: a picture of its entries taken at the first read, and again after a rewind. Positions are
-// indices in it, so entries that come or go meanwhile move nothing.
-//
-// Locks: mu is held while the directory is read; it comes before ns and table.mu.
-type dirStream struct {
-	mu      sync.Mutex
-	entries []dirent
-	read    bool
-}
+// OpenDir says that there is nothing to do: the kernel asks no more, keeps the listings of directories, and forgets one with every
+// change of the directory that goes through the mount, and there is no other.
+func (fs *FS) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.ENOSYS }
 
-// OpenDir opens a directory.
-func (fs *FS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+// FsyncDir makes a directory's names durable.
+func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	n, s := fs.node(in.NodeId)
 	if !s.Ok() {
 		return s
 	}
-	if !n.isDir() {
-		return fuse.ENOTDIR
-	}
-	out.Fh, out.OpenFlags = fs.handles.add(&handle{in: n, dir: &dirStream{}}), openDirFlags()
-	return fuse.OK
-}
-
-// ReleaseDir closes a directory.
-func (fs *FS) ReleaseDir(in *fuse.ReleaseIn) { fs.handles.remove(in.Fh) }
-
-// FsyncDir makes a directory's names durable.
-func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	h, s := fs.handles.get(in.Fh)
-	if !s.Ok() {
-		return s
-	}
-	if !h.in.upper().exists || fs.cfg.Volatile {
+	if !n.upper().exists || fs.cfg.Volatile {
 		return fuse.OK
 	}
-	return fs.fail("fsyncdir", h.in, fs.syncUpper(h.in))
+	return fs.fail("fsyncdir", n, fs.syncUpper(n))
 }
 
 // ReadDir gives names, types and inode numbers.
@@ -84,23 +63,26 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 	})
 }
 
-func (fs *FS) readDir(in *fuse.ReadIn, add func(p *inode, e dirent, off uint64) bool) fuse.Status {
-	h, s := fs.handles.get(in.Fh)
+func (fs *FS) readDir(req *fuse.ReadIn, add func(p *inode, e dirent, off uint64) bool) fuse.Status {
+	in, s := fs.node(req.NodeId)
 	if !s.Ok() {
 		return s
 	}
-	d := h.dir
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.read || in.Offset == 0 {
-		es, err := fs.list(h.in)
-		if err != nil {
-			return fs.fail("readdir", h.in, err)
-		}
-		d.entries, d.read = append(dots(h.in), es...), true
+	var all []dirent
+	if req.Offset > 0 {
+		all = fs.orders.take(in)
 	}
-	for i := in.Offset; i < uint64(len(d.entries)); i++ {
-		if !add(h.in, d.entries[i], i+1) {
+	if all == nil {
+		es, err := fs.list(in)
+		if err != nil {
+			return fs.fail("readdir", in, err)
+		}
+		all = append(dots(in), es...)
+	}
+	i := sort.Search(len(all), func(i int) bool { return all[i].pos > req.Offset })
+	for ; i < len(all); i++ {
+		if !add(in, all[i], all[i].pos) {
+			fs.orders.keep(in, all)
 			break
 		}
 	}
@@ -113,10 +95,10 @@ func dots(in *inode) []dirent {
 	if a, ok := in.firstAlias(); ok {
 		up = a.parent
 	}
-	return []dirent{{".", unix.S_IFDIR, in.ino}, {"..", unix.S_IFDIR, up.ino}}
+	return []dirent{{".", unix.S_IFDIR, in.ino, 1}, {"..", unix.S_IFDIR, up.ino, 2}}
 }
 
-// list are the visible entries of a merged directory, the upper's first.
+// list are the visible entries of a merged directory, sorted by their positions: those that lower layers have too come first.
 //
 // Errors: those of reading a directory; EIO if an entry cannot be told from a whiteout.
 // Compare: fs/overlayfs/readdir.c:ovl_dir_read_merged().
@@ -124,14 +106,13 @@ func (fs *FS) list(in *inode) ([]dirent, error) {
 	if in.isDead() {
 		return nil, nil
 	}
-	l := lister{fs: fs, in: in}
+	l := lister{fs: fs, in: in, pos: firstName}
 	if in.upper().exists {
-		l.seen = map[string]bool{}
 		d, err := fs.upperDir(in)
 		if err != nil {
 			return nil, err
 		}
-		err = l.add(d, true)
+		err = l.readUpper(d)
 		d.release()
 		if err != nil {
 			return nil, fmt.Errorf("read upper directory: %w", err)
@@ -142,18 +123,56 @@ func (fs *FS) list(in *inode) ([]dirent, error) {
 			return nil, err
 		}
 	}
+	l.addUpper()
 	return l.entries, nil
 }
 
-// lister merges directories, topmost first.
+// lister merges directories.
 type lister struct {
 	fs      *FS
 	in      *inode
-	seen    map[string]bool // also whiteouts; nil if there is nothing to compare with
+	upper   []dirent       // visible entries of the upper that are not in entries; those that are have no name
+	place   map[string]int // of each name of the upper, in upper; hidden: a whiteout
 	entries []dirent
+	pos     uint64 // of the next name of the lower layers
 }
 
-func (l *lister) add(d *dirFD, upper bool) error {
+// hidden is the place of a whiteout.
+const hidden = -1
+
+// readUpper reads what the upper has.
+func (l *lister) readUpper(d *dirFD) error {
+	mapped, err := hasXattr(objectAt{d.fd, "."}, l.fs.prefix+"impure")
+	if err != nil {
+		return fmt.Errorf("read impure: %w", err)
+	}
+	mapped = mapped || l.in.impure.Load() // inode numbers are not those of the directory's own entries
+	if l.in.lower != nil {
+		l.place = map[string]int{}
+	}
+	return l.fs.chain.readVisible(d, false, func(e dirent, dev uint64, white bool) error {
+		if white {
+			if l.place != nil {
+				l.place[e.name] = hidden
+			}
+			return nil
+		}
+		e.ino = l.fs.inos.number(objKey{dev, e.ino})
+		if mapped || isDir(e.mode) && l.in.lower != nil {
+			if err := l.resolve(&e); errors.Is(err, unix.ENOENT) {
+				return nil // it has just gone
+			} // any other error a lookup of the name will tell
+		}
+		if l.place != nil {
+			l.place[e.name] = len(l.upper)
+		}
+		l.upper = append(l.upper, e)
+		return nil
+	})
+}
+
+// readVisible calls fn for each entry of a real directory, with the device that its inode number is of, and whether it is a whiteout.
+func (c *chain) readVisible(d *dirFD, xwhiteouts bool, fn func(e dirent, dev uint64, white bool) error) error {
 	raw, err := readDirents(d.fd)
 	if err != nil {
 		return err
@@ -162,38 +181,20 @@ func (l *lister) add(d *dirFD, upper bool) error {
 	if err != nil {
 		return err
 	}
-	mapped := false // inode numbers are not those of the directory's own entries
-	if upper {
-		if mapped, err = hasXattr(objectAt{d.fd, "."}, l.fs.prefix+"impure"); err != nil {
-			return fmt.Errorf("read impure: %w", err)
-		}
-		mapped = mapped || l.in.impure.Load()
-	}
-	xwhiteouts := !upper && l.fs.chain.xwhiteouts(d.fd)
 	for _, e := range raw {
-		if l.seen[e.name] {
-			continue
+		white, err := c.isWhiteoutEntry(d.fd, &e, xwhiteouts)
+		if err == nil {
+			err = fn(e, st.Dev, white)
 		}
-		l.seen[e.name] = true
-		white, err := l.fs.chain.isWhiteoutEntry(d.fd, &e, xwhiteouts)
 		if err != nil {
 			return fmt.Errorf("%q: %w", e.name, err)
 		}
-		if white {
-			continue
-		}
-		e.ino = l.fs.inos.number(objKey{st.Dev, e.ino})
-		if mapped || upper && isDir(e.mode) && l.in.lower != nil {
-			if err := l.resolve(&e); errors.Is(err, unix.ENOENT) {
-				continue // it has just gone
-			} // any other error a lookup of the name will tell
-		}
-		l.entries = append(l.entries, e)
 	}
 	return nil
 }
 
-// addLower adds what the lower layers have, from the listing unless the directory is too large for one.
+// addLower adds what the lower layers have, from the listing unless the directory is too large for one. What the upper has too is
+// the upper's.
 func (l *lister) addLower(dir *entry) error {
 	c := l.fs.chain
 	names, err := c.list(dir)
@@ -204,15 +205,20 @@ func (l *lister) addLower(dir *entry) error {
 		l.addListing(names)
 		return nil
 	}
-	if l.seen == nil {
-		l.seen = map[string]bool{}
-	}
+	seen := map[string]bool{}
 	for _, r := range dir.dirs() {
 		d, err := c.lowerDir(r.layer, r.path)
 		if err != nil {
 			return fmt.Errorf("open directory %s: %w", c.where(r), err)
 		}
-		err = l.add(d, false)
+		err = c.readVisible(d, c.xwhiteouts(d.fd), func(e dirent, dev uint64, white bool) error {
+			if !seen[e.name] {
+				seen[e.name] = true
+				e.ino = l.fs.inos.number(objKey{dev, e.ino})
+				l.addName(e, white)
+			}
+			return nil
+		})
 		d.release()
 		if err != nil {
 			return fmt.Errorf("read directory %s: %w", c.where(r), err)
@@ -222,15 +228,40 @@ func (l *lister) addLower(dir *entry) error {
 }
 
 func (l *lister) addListing(names *listing) {
-	l.entries = slices.Grow(l.entries, len(names.slots))
+	l.entries = slices.Grow(l.entries, len(names.slots)+len(l.upper))
 	for i := range names.slots {
-		s, name := &names.slots[i], names.name(i)
-		if s.typ == 0 || l.seen[name] {
-			continue
-		}
+		s := &names.slots[i]
 		ino := l.fs.inos.number(objKey{names.devs[s.first], s.ino})
-		l.entries = append(l.entries, dirent{name: name, mode: uint32(s.typ) << 12, ino: ino})
+		l.addName(dirent{name: names.name(i), mode: uint32(s.typ) << 12, ino: ino}, s.typ == 0)
 	}
+}
+
+// addName adds the next name of the lower layers, unless it is a whiteout or the upper hides it.
+func (l *lister) addName(e dirent, white bool) {
+	pos := l.pos
+	l.pos++
+	i, ok := l.place[e.name]
+	switch {
+	case ok && i == hidden:
+		return
+	case ok:
+		e = l.upper[i]
+		l.upper[i].name = ""
+	case white:
+		return
+	}
+	e.pos = pos
+	l.entries = append(l.entries, e)
+}
+
+// addUpper adds what the upper alone has.
+func (l *lister) addUpper() {
+	rest := slices.DeleteFunc(l.upper, func(e dirent) bool { return e.name == "" })
+	if len(rest) == 0 {
+		return
+	}
+	l.fs.orders.of(l.in).sort(rest, l.pos, l.fs.orders.now())
+	l.entries = append(l.entries, rest...)
 }
 
 // resolve gives the inode number that a lookup would.
@@ -276,7 +307,7 @@ func readDirents(dir int) ([]dirent, error) {
 			var e fuse.DirEntry
 			b = b[e.Parse(b):]
 			if e.Name != "." && e.Name != ".." {
-				entries = append(entries, dirent{e.Name, e.Mode & unix.S_IFMT, e.Ino})
+				entries = append(entries, dirent{name: e.Name, mode: e.Mode & unix.S_IFMT, ino: e.Ino})
 			}
 		}
 	}

@@ -271,6 +271,7 @@ func (t *table) reap(in *inode) {
 		}
 		if in.isDir() {
 			in.fs.dirs.drop(dirKey{in: in})
+			in.fs.orders.drop(in)
 		}
 		in.fs.dropFile(in)
 		var up *inode

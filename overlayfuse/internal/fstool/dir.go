@@ -2,6 +2,7 @@ package fstool
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ var dirOps = map[string]op{
 	"readdir":  {"FD [COUNT]", (*process).readdir},
 	"seekdir":  {"FD OFFSET", (*process).seekdir},
 	"seekall":  {"PATH", seekall},
+	"lschurn":  {"PATH", lschurn},
 	"lsdup":    {"PATH", lsdup},
 	"readsome": {"FD SIZE", (*process).readsome},
 }
@@ -141,6 +143,60 @@ func lsdup(_ *process, a []string) (string, error) {
 		}
 	}
 	return strings.Join(twice, " "), err
+}
+
+// lschurn lists a directory of files in small steps. After each one it removes a name that was listed and one that was not, makes a new
+// one, and has somebody else list all. It answers the names that stayed and were not listed exactly once.
+func lschurn(_ *process, a []string) (string, error) {
+	before, err := readPath(a[0])
+	if err != nil {
+		return "", err
+	}
+	fd, err := unix.Open(a[0], unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	seen, gone := map[string]int{}, map[string]bool{}
+	remove := func(want int) error {
+		for _, e := range before {
+			if e.name != "." && e.name != ".." && !gone[e.name] && seen[e.name] == want {
+				gone[e.name] = true
+				return unix.Unlink(a[0] + "/" + e.name)
+			}
+		}
+		return nil
+	}
+	for step := 0; ; step++ {
+		some, err := getdents(fd, 512)
+		if err != nil {
+			return "", err
+		}
+		if len(some) == 0 {
+			break
+		}
+		for _, e := range some {
+			seen[e.name]++
+		}
+		if err := errors.Join(remove(1), remove(0)); err != nil {
+			return "", err
+		}
+		if step < 20 {
+			if err := unix.Mknod(fmt.Sprintf("%s/churn%d", a[0], step), unix.S_IFREG|0o600, 0); err != nil {
+				return "", err
+			}
+		}
+		if _, err := readPath(a[0]); err != nil {
+			return "", err
+		}
+	}
+	var bad []string
+	for _, e := range before {
+		if !gone[e.name] && seen[e.name] != 1 {
+			bad = append(bad, fmt.Sprintf("%s:%d", e.name, seen[e.name]))
+		}
+	}
+	return strings.Join(bad, " "), nil
 }
 
 func (p *process) opendir(a []string) (string, error) {
