@@ -2,6 +2,7 @@ package powercut_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -113,6 +114,11 @@ func (w *world) canBe(f *file, s *seen) bool {
 
 func (f *file) canHaveSize(size int64) bool {
 	return slices.ContainsFunc(f.sizes, func(e extent) bool { return e.lo <= size && size <= e.hi })
+}
+
+// leastSize is the smallest one that it can have.
+func (f *file) leastSize() int64 {
+	return slices.MinFunc(f.sizes, func(a, b extent) int { return cmp.Compare(a.lo, b.lo) }).lo
 }
 
 // whyNot says of each file that may have a name why it is not s.

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// victim is a block of a file that can be nothing but what a synced operation wrote.
+// victim is a block of a file that can be nothing but what a synced operation wrote, and that no size that the file may have cuts off.
 type victim struct {
 	name string
 	off  int64
@@ -23,7 +23,8 @@ func (w *world) victim() (victim, bool) {
 		for id := range may {
 			for _, p := range w.files[id].disk {
 				off := (p.lo + blockSize - 1) / blockSize * blockSize
-				if p.src.op != 0 && p.hi-off >= blockSize && len(w.files[id].disk.within(off, off+blockSize)) == 1 {
+				if p.src.op != 0 && p.hi-off >= blockSize && w.files[id].leastSize() >= off+blockSize &&
+					len(w.files[id].disk.within(off, off+blockSize)) == 1 {
 					return victim{name, off}, true
 				}
 			}
