@@ -35,7 +35,7 @@ type FS struct {
 	root   *inode
 	log    *logrus.Entry
 	copies copyup.Stats
-	engine copyup.Options // of every file; Log apart
+	engine copyup.Options // of every file; constant once the file system is open
 
 	euid, egid  int // of the process, and so of what it makes
 	conn        connection
@@ -93,7 +93,7 @@ func New(cfg Config) (*FS, error) {
 // openEngine finds out how the upper's file system can copy up.
 func (fs *FS) openEngine() error {
 	// Of a mount that can't be written nothing is to be synced, or to become plain.
-	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile || fs.readOnly(), PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
+	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile || fs.readOnly(), PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies, Log: fs.logData}
 	if !fs.layers.hasUpper() || fs.cfg.ReadOnly {
 		fs.engine.Unit = 4096 // what an upper that is only read was written with, on most; alignment is checked
 	}

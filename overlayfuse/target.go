@@ -17,7 +17,7 @@ type target struct {
 	in *inode
 
 	// What Stage learned and Commit needs. Written by Stage, under the reservation in.copy, which Stage takes and Commit or Abort gives back.
-	was quiet
+	was *quiet
 }
 
 var _ copyup.Target = (*target)(nil)
@@ -40,13 +40,18 @@ func (fs *FS) data(in *inode) *copyup.File {
 	default:
 		state = copyup.Upper
 	}
-	opts := fs.engine
-	opts.Log = func(format string, args ...any) {
-		fs.log.WithFields(logrus.Fields{"ino": in.ino, "path": in.path()}).Errorf(format, args...)
-	}
-	f := copyup.New(&target{in: in}, state, opts)
+	f := copyup.New(&target{in: in}, state, &fs.engine)
 	in.file.Store(f)
 	return f
+}
+
+// logData is the engine's log.
+func (fs *FS) logData(of copyup.Target, format string, args ...any) {
+	log := fs.log
+	if t, ok := of.(*target); ok {
+		log = log.WithFields(logrus.Fields{"ino": t.in.ino, "path": t.in.path()})
+	}
+	log.Errorf(format, args...)
 }
 
 // dropFile lets go of the data of an inode that nobody holds any longer. Its descriptors are closed with the last handle.
@@ -120,9 +125,11 @@ func (t *target) Stage() (_ *os.File, err error) {
 			return nil, err
 		}
 	}
-	if t.was, err = in.quietly(int(f.Fd())); err != nil {
+	was, err := in.quietly(int(f.Fd()))
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	t.was = &was
 	return f, nil
 }
 
@@ -131,7 +138,9 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 	fs, in := t.in.fs, t.in
 	defer in.copy.Unlock()
 	fd := int(staged.Fd())
-	if err := t.was.restore(fd); err != nil {
+	was := t.was
+	t.was = nil
+	if err := was.restore(fd); err != nil {
 		return err
 	}
 	if !shape.Partial {
@@ -160,7 +169,10 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 }
 
 // Abort gives the reservation back.
-func (t *target) Abort(*os.File) { t.in.copy.Unlock() }
+func (t *target) Abort(*os.File) {
+	t.was = nil
+	t.in.copy.Unlock()
+}
 
 // SetLimit stores the lower limit.
 func (t *target) SetLimit(upper *os.File, limit int64) error {
