@@ -47,6 +47,7 @@ type FS struct {
 	// mending is held while an upper that lost its size gets it back (lookup.go). A leaf, but for table.mu.
 	mending sync.Mutex
 
+	ahead   lookAhead
 	flushes flushGate
 	handles handleTable
 	temps   tempNames

@@ -27,6 +27,7 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 		out.SetEntryTimeout(cacheTime)
 		return fuse.OK
 	}
+	fs.ahead.looked(p, name)
 	return fs.answer("lookup", in, out)
 }
 

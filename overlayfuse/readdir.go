@@ -26,6 +26,7 @@ type dirStream struct {
 	mu      sync.Mutex
 	entries []dirent
 	read    bool
+	ahead   bool // lookups come with the entries; see lookAhead
 }
 
 // OpenDir opens a directory.
@@ -58,22 +59,23 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // ReadDir gives names, types and inode numbers.
 func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.readDir(in, func(_ *inode, e dirent, off uint64) bool {
+	return fs.readDir(in, false, func(_ *handle, e dirent, off uint64) bool {
 		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: e.ino, Off: off})
 	})
 }
 
-// ReadDirPlus gives a lookup of each entry with it. One that has gone since the directory was read is only a name.
+// ReadDirPlus gives a lookup of each entry with it, if they are wanted; else, and for one that has gone since the directory was read, only
+// the name. Compare: fs/fuse/readdir.c:fuse_direntplus_link(), which leaves out what has nodeid 0.
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.readDir(in, func(p *inode, e dirent, off uint64) bool {
+	return fs.readDir(in, true, func(h *handle, e dirent, off uint64) bool {
 		entry := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: e.ino, Off: off})
 		if entry == nil {
 			return false
 		}
-		if e.name == "." || e.name == ".." {
+		if !h.dir.ahead || e.name == "." || e.name == ".." {
 			return true
 		}
-		n, err := fs.lookup(p, e.name)
+		n, err := fs.lookup(h.in, e.name)
 		if err != nil || n == nil {
 			return true // a lookup of its own will tell why
 		}
@@ -84,7 +86,8 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 	})
 }
 
-func (fs *FS) readDir(in *fuse.ReadIn, add func(p *inode, e dirent, off uint64) bool) fuse.Status {
+// readDir calls add for the entries from the offset on, with the stream's lock held. plus: the answer has room for lookups.
+func (fs *FS) readDir(in *fuse.ReadIn, plus bool, add func(h *handle, e dirent, off uint64) bool) fuse.Status {
 	h, s := fs.handles.get(in.Fh)
 	if !s.Ok() {
 		return s
@@ -98,9 +101,11 @@ func (fs *FS) readDir(in *fuse.ReadIn, add func(p *inode, e dirent, off uint64) 
 			return fs.fail("readdir", h.in, err)
 		}
 		d.entries, d.read = append(dots(h.in), es...), true
+		d.ahead = plus && fs.ahead.list(h.in, es)
 	}
+	d.ahead = d.ahead || fs.ahead.goesOn()
 	for i := in.Offset; i < uint64(len(d.entries)); i++ {
-		if !add(h.in, d.entries[i], i+1) {
+		if !add(h, d.entries[i], i+1) {
 			break
 		}
 	}
