@@ -23,7 +23,7 @@ const (
 type lookAhead struct {
 	dir atomic.Pointer[inode] // the one that is watched
 
-	mu    sync.Mutex // a leaf
+	mu    sync.Mutex // only inode.mu is taken under it
 	names []string   // the watched ones that were not looked up
 	seen  int        // names that were looked up, of directories of which all were, and in dir
 	left  int        // directories to list with lookups

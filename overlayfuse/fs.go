@@ -133,7 +133,7 @@ func (fs *FS) openRoot() error {
 			return fmt.Errorf("upper %s: %w", fs.layers.upper.path, err)
 		}
 		fs.inos.number(keyOf(&st)) // the upper's file system comes first
-		root.up = upperObj{exists: true, key: keyOf(&st)}
+		root.raise().upperObj = upperObj{exists: true, key: keyOf(&st)}
 		d := &dirFD{fd: fs.layers.index.fd}
 		d.refs.Store(1)
 		fs.index, err = openIndex(fs.layers.index, d)
@@ -158,8 +158,7 @@ func (fs *FS) Close() error {
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
 		in.mu.Lock()
-		pin := in.pin
-		in.pin = nil
+		pin := in.unpin()
 		in.mu.Unlock()
 		if pin != nil {
 			pin.release()

@@ -121,9 +121,9 @@ func (fs *FS) pinUpper(in *inode) error {
 	pin := &dirFD{fd: fd}
 	pin.refs.Store(1)
 	in.mu.Lock()
-	old := in.pin
+	old := in.pin()
 	if old == nil {
-		in.pin = pin
+		in.raise().pin = pin
 	}
 	in.mu.Unlock()
 	if old != nil {
@@ -135,16 +135,16 @@ func (fs *FS) pinUpper(in *inode) error {
 // dropPin gives the descriptor back if the object can be reached by a name of the upper.
 func (fs *FS) dropPin(in *inode) {
 	in.mu.Lock()
-	pin := in.pin
 	named := in.links().index != ""
-	for _, a := range in.aliases {
+	for a := range in.aliases {
 		named = named || a.upper
 	}
+	var pin *dirFD
 	if named {
-		in.pin = nil
+		pin = in.unpin()
 	}
 	in.mu.Unlock()
-	if named && pin != nil {
+	if pin != nil {
 		pin.release()
 	}
 }

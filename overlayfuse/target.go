@@ -34,8 +34,8 @@ func (fs *FS) data(in *inode) *copyup.File {
 	}
 	state := copyup.Lower
 	switch {
-	case !in.up.exists || in.up.data == dataBelow:
-	case in.up.data == dataPartial:
+	case !in.up().exists || in.up().data == dataBelow:
+	case in.up().data == dataPartial:
 		state = copyup.UpperShared
 	default:
 		state = copyup.Upper
@@ -181,7 +181,7 @@ func (t *target) SetLimit(upper *os.File, limit int64) error {
 	}
 	t.in.mu.Lock()
 	defer t.in.mu.Unlock()
-	t.in.up.limit = limit
+	t.in.raise().limit = limit
 	return nil
 }
 
@@ -229,7 +229,7 @@ func (fs *FS) complete(in *inode, fd int) error {
 		return err
 	}
 	in.mu.Lock()
-	in.up.data = dataHere
+	in.raise().data = dataHere
 	in.mu.Unlock()
 	// What the others say of a complete file is nothing; where one stays it does no harm.
 	err := errors.Join(fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"), fs.removeMark(fd, wasMark))
