@@ -75,9 +75,9 @@
 //
 // A mount at rest has no goroutine that runs and no buffer. The heap that only a load needed, cmd/overlayfuse gives back 2 s after it.
 //
-// 20 times Python of one image with sharing=all, in KiB, 5 s after the last one was ready (Linux 6.18): 20,000 page cache of the image, as
-// the kernel's overlayfs has, 4,800 of the server's program, 3,000 others, most of it listings that the kernel keeps of each
-// mount's directories, and 7,200 anonymous memory: 3,400 live heap of 8,400 inodes and 3,900 files that were opened, 1,500 what the
+// 20 times Python of one image with sharing=all, in KiB, 4 s after the last one was ready (Linux 6.18): 23,500 page cache of the image, as
+// the kernel's overlayfs has, 4,800 of the server's program, 3,200 others, most of it listings that the kernel keeps of each
+// mount's directories, and 7,500 anonymous memory: 3,400 live heap of 8,400 inodes and 3,900 files that were opened, 1,500 what the
 // allocator cannot use otherwise, and the runtime with its stacks.
 //
 // # Errors
