@@ -13,7 +13,7 @@ go_files = $(shell git ls-files --cached --others --exclude-standard '*.go')
 all: build
 
 build:
-	CGO_ENABLED=0 go build -trimpath -o bin/ $(binaries:%=./cmd/%)
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/ $(binaries:%=./cmd/%)
 
 run: build
 	$(stack)/install.sh run

@@ -35,7 +35,7 @@ func (m *model) readDisk() disk {
 	}
 	d.content = true
 	d.have = make([]bool, unitsIn(int64(len(d.data)), m.scene.opts.Unit))
-	data, err := newFile(nil, Upper, Options{}, linux{}).dataOf(int(f.Fd()), int64(len(d.data)))
+	data, err := newFile(nil, Upper, &Options{}, linux{}).dataOf(int(f.Fd()), int64(len(d.data)))
 	if err != nil {
 		m.t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func (m *model) restart() {
 	m.target.opened = nil
 	m.readers, m.writers, m.last = 0, 0, Lower
 	m.target.stages, m.target.commits, m.target.aborts = 0, 0, 0
-	m.File = newFile(m.target, m.target.state(), m.scene.opts, m.kernel)
+	m.File = newFile(m.target, m.target.state(), m.scene.options(), m.kernel)
 }
 
 // cut is a power cut: the upper becomes what the disk may have, and the file must show versions since the last sync.

@@ -65,7 +65,7 @@ type Extent struct{ Off, End int64 }
 // DataOf lists where a partial upper has data of its own, up to limit, in order; dirty pages are written back first.
 // Errors: those of FIEMAP (ioctl_fiemap) or, where a file system has none, of lseek(2).
 func DataOf(file *os.File, limit int64) ([]Extent, error) {
-	spans, err := newFile(nil, Upper, Options{}, linux{}).dataOf(int(file.Fd()), limit)
+	spans, err := newFile(nil, Upper, &Options{}, linux{}).dataOf(int(file.Fd()), limit)
 	all := make([]Extent, len(spans))
 	for i, s := range spans {
 		all[i] = Extent{s.off, s.end}

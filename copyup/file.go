@@ -13,9 +13,9 @@ import (
 // File is the data of one regular file of an overlay, wherever it is. All methods may be called concurrently, and
 // without Open as well: then descriptors are opened for the call.
 type File struct {
-	target Target // immutable
-	sys    kernel // immutable
-	opts   Options
+	target Target   // immutable
+	sys    kernel   // immutable
+	opts   *Options // immutable, and of all files of a mount
 	stats  *Stats
 
 	// loading is held across I/O by who reads the extent map from the upper.
@@ -29,7 +29,8 @@ type File struct {
 
 	// mu guards what follows. It is a leaf: no call leaves this package with mu held, neither to the kernel nor to target.
 	mu sync.Mutex
-	// released is signalled when a span is. Its lock is mu.
+	// released is signalled when a span is. Its lock is mu. Nil until somebody waits.
+	// +checklocks:mu
 	released *sync.Cond
 	// +checklocks:mu
 	state State
@@ -60,14 +61,13 @@ type File struct {
 }
 
 // New gives the File of a target whose data is in s: Lower, UpperShared (the upper is marked partial) or Upper. With any
-// other state the File answers EIO.
-func New(t Target, s State, opts Options) *File {
+// other state the File answers EIO. opts is kept: many files share it, and nobody may change it.
+func New(t Target, s State, opts *Options) *File {
 	return newFile(t, s, opts, linux{})
 }
 
-func newFile(t Target, s State, opts Options, sys kernel) *File {
+func newFile(t Target, s State, opts *Options, sys kernel) *File {
 	f := &File{target: t, sys: sys, opts: opts, stats: opts.Stats, state: s}
-	f.released = sync.NewCond(&f.mu)
 	if f.stats == nil {
 		f.stats = new(Stats)
 	}
@@ -247,7 +247,7 @@ func (f *File) Poison(cause error) {
 func (f *File) setPoison(cause error) (first bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	defer f.released.Broadcast()
+	defer f.wakeLocked()
 	if f.poison != nil {
 		return false
 	}
@@ -264,6 +264,6 @@ func (f *File) Err() error {
 
 func (f *File) logf(format string, args ...any) {
 	if f.opts.Log != nil {
-		f.opts.Log(format, args...)
+		f.opts.Log(f.target, format, args...)
 	}
 }

@@ -23,7 +23,7 @@ func (w writableLower) OpenLower() (*os.File, error) { return w.open("lower", w.
 func TestWritableLowerIsRefused(t *testing.T) {
 	for _, flags := range []int{os.O_RDWR, os.O_WRONLY, os.O_RDWR | os.O_APPEND} {
 		ft := newTarget(t, pattern(100, 1))
-		f := New(writableLower{ft, flags}, Lower, Options{Unit: testUnit})
+		f := New(writableLower{ft, flags}, Lower, &Options{Unit: testUnit})
 		_, readErr := f.ReadAt(make([]byte, 10), 0)
 		_, writeErr := f.WriteAt([]byte("x"), 0, SyncNone)
 		for _, err := range []error{readErr, writeErr, f.WithLower(nil), f.Truncate(0), f.Complete(context.Background())} {
@@ -55,7 +55,7 @@ func TestBadStagedFileIsRefused(t *testing.T) {
 		flags int
 	}{{"x", os.O_RDWR | os.O_CREATE | os.O_APPEND}, {"x", os.O_WRONLY | os.O_CREATE}, {"x", os.O_RDONLY | os.O_CREATE}, {".", os.O_RDONLY}} {
 		ft := newTarget(t, pattern(100, 1))
-		f := New(badStage{ft, c.name, c.flags}, Lower, Options{Unit: testUnit})
+		f := New(badStage{ft, c.name, c.flags}, Lower, &Options{Unit: testUnit})
 		if _, err := f.WriteAt([]byte("x"), 0, SyncNone); !errors.Is(err, unix.EIO) {
 			t.Errorf("%v: got %v", c, err)
 		}
@@ -68,7 +68,7 @@ func TestBadStagedFileIsRefused(t *testing.T) {
 func TestOnTheRealKernel(t *testing.T) {
 	ft := newTarget(t, pattern(10000, 5))
 	var stats Stats
-	f := New(ft, Lower, Options{Stats: &stats, Unit: testUnit})
+	f := New(ft, Lower, &Options{Stats: &stats, Unit: testUnit})
 	state := func(want State) {
 		t.Helper()
 		if got := f.State(); got != want {
@@ -208,7 +208,7 @@ func TestLimiter(t *testing.T) {
 	s := newScene(t, byRange, false)
 	s.target.metacopy()
 	s.target.marks.limit = 1000
-	f := newFile(s.target, Lower, s.opts, s.kernel)
+	f := newFile(s.target, Lower, s.options(), s.kernel)
 	if got := content(t, f); !bytes.Equal(got, s.was[:1000]) {
 		t.Errorf("%d bytes before the fault", len(got))
 	}
@@ -247,7 +247,7 @@ func TestPoison(t *testing.T) {
 	} {
 		s := newScene(t, byRange, false)
 		logged := 0
-		s.File.opts.Log = func(string, ...any) { logged++ }
+		s.File.opts.Log = func(Target, string, ...any) { logged++ }
 		prepare(s)
 		for range 2 {
 			_, writeErr := s.WriteAt([]byte("x"), 0, SyncNone)
@@ -263,7 +263,7 @@ func TestPoison(t *testing.T) {
 		}
 		s.target.checkClosed()
 	}
-	if err := New(newTarget(t, nil), LowerShared, Options{}).Open(false); !errors.Is(err, unix.EIO) {
+	if err := New(newTarget(t, nil), LowerShared, &Options{}).Open(false); !errors.Is(err, unix.EIO) {
 		t.Errorf("unknown initial state: %v", err)
 	}
 }
@@ -306,7 +306,7 @@ func TestUpperWithoutDataIsEmptiedFirst(t *testing.T) {
 			if _, err := s.WriteAt([]byte{s.was[0]}, 0, SyncNone); err != nil {
 				t.Fatal(err)
 			}
-			if again := newFile(s.target, s.target.state(), s.opts, s.kernel); !bytes.Equal(content(t, again), s.was) {
+			if again := newFile(s.target, s.target.state(), s.options(), s.kernel); !bytes.Equal(content(t, again), s.was) {
 				t.Errorf("%v: foreign bytes after a restart", w)
 			}
 		}

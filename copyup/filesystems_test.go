@@ -106,7 +106,7 @@ func TestReflink(t *testing.T) {
 			dir := mountFileSystem(t, fs.name, fs.mkfs)
 			var stats Stats
 			target := newTargetIn(t, dir, pattern(300<<10, 1))
-			f := New(target, Lower, Options{Unit: testUnit, Stats: &stats})
+			f := New(target, Lower, &Options{Unit: testUnit, Stats: &stats})
 			if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
 				t.Fatal(err)
 			}
@@ -130,7 +130,7 @@ func TestTruncationReachesTheDisk(t *testing.T) {
 	}
 	dir := mountFileSystem(t, "btrfs", []string{"mkfs.btrfs", "-q"}, "commit=1")
 	target := newTargetIn(t, dir, bytes.Repeat([]byte("L"), 64<<10))
-	f := New(target, Lower, Options{Unit: testUnit, StaleTails: true})
+	f := New(target, Lower, &Options{Unit: testUnit, StaleTails: true})
 	if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
 		t.Fatal(err)
 	}

@@ -86,15 +86,25 @@ func (st stage) scene(t *testing.T, w way, meta bool, above int64) *scene {
 		s.target.metacopy()
 	}
 	s.target.fail = s.kernel.target
-	s.opts = Options{Unit: st.unit, PartialAbove: above, Stats: s.stats, Log: t.Logf}
+	s.opts = Options{Unit: st.unit, PartialAbove: above, Stats: s.stats, Log: logTo(t)}
 	if w == byZeros {
 		s.opts.Unit, s.target.whole = 0, true
 	}
-	s.File = newFile(s.target, Lower, s.opts, s.kernel)
+	s.File = newFile(s.target, Lower, s.options(), s.kernel)
 	other := newTargetIn(t, st.other, pattern(9000, 77))
 	other.whole = s.target.whole
-	s.other = newFile(other, Lower, Options{Unit: s.opts.Unit}, s.kernel)
+	s.other = newFile(other, Lower, &Options{Unit: s.opts.Unit}, s.kernel)
 	return s
+}
+
+// options are those of one more File, which may be changed for it.
+func (s *scene) options() *Options {
+	o := s.opts
+	return &o
+}
+
+func logTo(t *testing.T) func(Target, string, ...any) {
+	return func(_ Target, format string, args ...any) { t.Logf(format, args...) }
 }
 
 // testUnit is the block size of the file systems that the tests run on.
@@ -330,7 +340,7 @@ func failNth(t *testing.T, st stage, op operation, w way, meta bool, above int64
 // again compares what a new File, made from what is on the disk, reads: as after a kill.
 func (s *scene) again(t *testing.T, op operation) {
 	t.Helper()
-	fresh := newFile(s.target, s.target.state(), s.opts, s.kernel)
+	fresh := newFile(s.target, s.target.state(), s.options(), s.kernel)
 	if got, want := content(t, fresh), content(t, s.File); !bytes.Equal(got, want) {
 		t.Fatalf("%v: a restart shows another content (state %v, then %v)", op.name, s.State(), fresh.State())
 	}

@@ -356,7 +356,7 @@ func (m *model) finish() {
 	}
 	m.invariants()
 	m.target.check(m.State())
-	if again := newFile(m.target, m.target.state(), m.scene.opts, m.kernel); !bytes.Equal(content(m.t, again), m.want) {
+	if again := newFile(m.target, m.target.state(), m.scene.options(), m.kernel); !bytes.Equal(content(m.t, again), m.want) {
 		m.t.Error("another content after a restart")
 	}
 	m.target.checkClosed()

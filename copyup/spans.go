@@ -1,6 +1,9 @@
 package copyup
 
-import "math"
+import (
+	"math"
+	"sync"
+)
 
 // span is a part of a file that one operation has reserved: nobody else makes blocks of it present, or changes its size.
 type span struct{ off, end int64 }
@@ -26,7 +29,7 @@ func (f *File) reserveSpan(s span) (release func(), ok bool, err error) {
 		if !f.metLocked(s) {
 			break
 		}
-		f.released.Wait()
+		f.waitLocked()
 	}
 	held := &s
 	f.spans = append(f.spans, held)
@@ -53,5 +56,24 @@ func (f *File) releaseSpan(held *span) {
 			break
 		}
 	}
-	f.released.Broadcast()
+	f.wakeLocked()
+}
+
+// waitLocked waits for wakeLocked.
+//
+// +checklocks:f.mu
+func (f *File) waitLocked() {
+	if f.released == nil {
+		f.released = sync.NewCond(&f.mu)
+	}
+	f.released.Wait()
+}
+
+// wakeLocked has all who wait look again.
+//
+// +checklocks:f.mu
+func (f *File) wakeLocked() {
+	if f.released != nil {
+		f.released.Broadcast()
+	}
 }

@@ -89,8 +89,8 @@ type Options struct {
 	// Volatile: never sync. A crash may lose or mix whatever was written; as in the kernel's overlayfs, such an upper must
 	// not be used again after one.
 	Volatile bool
-	// Log is told, once for each file, why a File answers EIO from now on. May be nil. Called without locks.
-	Log func(format string, args ...any)
+	// Log is told, once for each file, why the File of a target answers EIO from now on. May be nil. Called without locks.
+	Log func(t Target, format string, args ...any)
 	// Stats receives the counters. May be nil.
 	Stats *Stats
 	// Background does what no caller waits for. Nil: nothing is done but what is asked for.

@@ -53,7 +53,7 @@ func dataElsewhere(in *inode) bool {
 // nlink is the link count to show for an object that has real links.
 func (fs *FS) nlink(in *inode, real uint32) uint32 {
 	in.mu.RLock()
-	dead, link, upper := in.dead, in.links(), in.up.exists
+	dead, link, upper := in.dead, in.links(), in.up().exists
 	in.mu.RUnlock()
 	switch {
 	case dead && (in.isDir() || !upper): // the lower object has kept its names

@@ -117,7 +117,7 @@ func (fs *FS) tmpfileIn(p *inode, o newObject) (*inode, error) {
 	}
 	defer t.close()
 	n := fs.upperInode(&st)
-	if err := fs.installUnnamed(n, t, n.up); err != nil {
+	if err := fs.installUnnamed(n, t, n.up()); err != nil {
 		return nil, err
 	}
 	return fs.tab.intern(n, alias{}), nil
@@ -126,7 +126,7 @@ func (fs *FS) tmpfileIn(p *inode, o newObject) (*inode, error) {
 // upperInode is the inode, not entered yet, of an object of the upper alone.
 func (fs *FS) upperInode(st *unix.Stat_t) *inode {
 	k := keyOf(st)
-	return &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: k, ino: fs.inos.number(k), up: upperObj{exists: true, key: k, limit: st.Size}}
+	return &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: k, ino: fs.inos.number(k), above: &above{upperObj: upperObj{exists: true, key: k, limit: st.Size}}}
 }
 
 // create makes p/name, which does not exist, and counts a lookup of it.
@@ -255,7 +255,7 @@ func (fs *FS) createLocked(p *inode, d *dirFD, name string, o newObject) (*inode
 		if err := fs.setMark(t.fd, "opaque", []byte("y")); err != nil {
 			return nil, err
 		}
-		n.up.opaque = true
+		n.raise().opaque = true
 	}
 	if err := fs.place(t, d, name); err != nil {
 		return nil, err

@@ -81,6 +81,7 @@ type dirOrders struct {
 type picture struct {
 	in      *inode
 	entries []dirent
+	ahead   bool // lookups come with them; see lookAhead
 }
 
 // picturesKept bounds them. Without one, the directory is listed anew for each 128 KiB of names.
@@ -112,21 +113,21 @@ func (d *dirOrders) drop(in *inode) {
 	d.removeLocked(in)
 }
 
-// removeLocked takes the picture of a directory out; nil if there is none.
+// removeLocked takes the picture of a directory out; an empty one if there is none.
 //
 // Locks: mu is held.
-func (d *dirOrders) removeLocked(in *inode) []dirent {
+func (d *dirOrders) removeLocked(in *inode) picture {
 	i := slices.IndexFunc(d.pictures, func(p picture) bool { return p.in == in })
 	if i < 0 {
-		return nil
+		return picture{}
 	}
-	es := d.pictures[i].entries
+	p := d.pictures[i]
 	d.pictures = slices.Delete(d.pictures, i, i+1)
-	return es
+	return p
 }
 
-// take is the picture of a directory, which is kept no longer, for who reads on from a position.
-func (d *dirOrders) take(in *inode) []dirent {
+// take is the picture of a directory, which is kept no longer, for who reads on from a position; an empty one if there is none.
+func (d *dirOrders) take(in *inode) picture {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if o := d.byDir[in]; o != nil {
@@ -136,12 +137,12 @@ func (d *dirOrders) take(in *inode) []dirent {
 }
 
 // keep keeps a picture.
-func (d *dirOrders) keep(in *inode, entries []dirent) {
+func (d *dirOrders) keep(p picture) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.removeLocked(in)
+	d.removeLocked(p.in)
 	if len(d.pictures) == picturesKept {
 		d.pictures = slices.Delete(d.pictures, 0, 1)
 	}
-	d.pictures = append(d.pictures, picture{in, entries})
+	d.pictures = append(d.pictures, p)
 }

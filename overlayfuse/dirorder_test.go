@@ -56,13 +56,13 @@ func TestPicturesAreBounded(t *testing.T) {
 	d := newDirOrders()
 	ins := make([]inode, picturesKept+1)
 	for i := range ins {
-		d.keep(&ins[i], entriesOf("f"))
+		d.keep(picture{in: &ins[i], entries: entriesOf("f")})
 	}
-	if d.take(&ins[0]) != nil || d.take(&ins[1]) == nil || d.take(&ins[1]) != nil {
+	if d.take(&ins[0]).in != nil || d.take(&ins[1]).in == nil || d.take(&ins[1]).in != nil {
 		t.Error("not the oldest picture went, or one was taken twice")
 	}
 	d.drop(&ins[2])
-	if d.take(&ins[2]) != nil || len(d.pictures) != picturesKept-2 {
+	if d.take(&ins[2]).in != nil || len(d.pictures) != picturesKept-2 {
 		t.Errorf("%d pictures", len(d.pictures))
 	}
 }

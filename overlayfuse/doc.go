@@ -12,7 +12,8 @@
 //	listing*.go            the names of a merged lower directory, read once and kept
 //	chain_share.go         what mounts of the same lower layers have in common
 //	lookup.go origin.go    what it means with the upper, and which object that is
-//	inode.go inode_map.go table.go   the objects that the kernel knows, their identity and names
+//	ahead.go               which listings come with lookups
+//	inode.go alias.go inode_map.go table.go   the objects that the kernel knows, their identity and names
 //	place.go dirfd.go      where an object's real file is, as a descriptor
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
 //	target.go file.go ioctl.go   a regular file's data
@@ -50,7 +51,8 @@
 //	    FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
 //	      table.mu
 //	        inode.mu            leaf
-//	dirOrders.mu, upperOrder.mu, dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu: leaves
+//	dirOrders.mu, upperOrder.mu, dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu, lookAhead.mu: leaves
+//	(but for inode.mu, which lookAhead.mu takes)
 //	sharedChain.setup: while a mount is made; only leaves are taken under it
 //	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //
@@ -62,6 +64,20 @@
 //
 // Real files that are reached by a name are compared with the identity that the inode remembers: a rename or unlink that ran in
 // between is seen, and the name looked up again.
+//
+// # Memory
+//
+// An inode that the kernel knows costs some 360 bytes of heap (inode_size_test.go), of which the entry, 128, and its place in the listing
+// are shared by all mounts of a chain. One of the upper costs 100 more, an open file 250 until it is forgotten. Listings are bounded by
+// listingBudget for the process, directory descriptors by dirFDsAll. How many inodes there are, the kernel decides; what nobody looks
+// up is not given to it with a listing (ahead.go).
+//
+// A mount at rest has no goroutine that runs and no buffer. The heap that only a load needed, cmd/overlayfuse gives back 2 s after it.
+//
+// 20 times Python of one image with sharing=all, in KiB, 4 s after the last one was ready (Linux 6.18): 23,500 page cache of the image, as
+// the kernel's overlayfs has, 4,800 of the server's program, 3,200 others, most of it listings that the kernel keeps of each
+// mount's directories, and 7,500 anonymous memory: 3,400 live heap of 8,400 inodes and 3,900 files that were opened, 1,500 what the
+// allocator cannot use otherwise, and the runtime with its stacks.
 //
 // # Errors
 //

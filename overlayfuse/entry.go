@@ -2,7 +2,6 @@ package overlayfuse
 
 import (
 	"fmt"
-	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -87,9 +86,9 @@ func (e *entry) path() string {
 	return string(b)
 }
 
-// newEntry is what name in dir was found to mean.
+// newEntry is what name in dir was found to mean. It keeps the name.
 func newEntry(dir *entry, name string, f *found) *entry {
-	e := &entry{up: dir, name: strings.Clone(name), st: newLowerStat(&f.st)} // name may be part of a long string
+	e := &entry{up: dir, name: name, st: newLowerStat(&f.st)}
 	if len(f.refs) == 1 && !isDir(f.st.Mode) {
 		for i, d := range dir.dirs() {
 			if d.layer == f.refs[0].layer {

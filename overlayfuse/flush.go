@@ -214,7 +214,7 @@ func (f *flusher) dropIndexed(in *inode) error {
 	defer lockAll(in)()
 	in.mu.RLock()
 	link, hidden := in.links(), false
-	for _, a := range in.aliases {
+	for a := range in.aliases {
 		hidden = hidden || !a.upper
 	}
 	in.mu.RUnlock()

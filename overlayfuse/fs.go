@@ -35,7 +35,7 @@ type FS struct {
 	root   *inode
 	log    *logrus.Entry
 	copies copyup.Stats
-	engine copyup.Options // of every file; Log apart
+	engine copyup.Options // of every file; constant once the file system is open
 
 	euid, egid  int // of the process, and so of what it makes
 	conn        connection
@@ -47,6 +47,7 @@ type FS struct {
 	// mending is held while an upper that lost its size gets it back (lookup.go). A leaf, but for table.mu.
 	mending sync.Mutex
 
+	ahead   lookAhead
 	flushes flushGate
 	handles handleTable
 	orders  *dirOrders
@@ -95,7 +96,7 @@ func New(cfg Config) (*FS, error) {
 // openEngine finds out how the upper's file system can copy up.
 func (fs *FS) openEngine() error {
 	// Of a mount that can't be written nothing is to be synced, or to become plain.
-	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile || fs.readOnly(), PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies}
+	fs.engine = copyup.Options{Volatile: fs.cfg.Volatile || fs.readOnly(), PartialAbove: fs.cfg.partialAbove(), Stats: &fs.copies, Log: fs.logData}
 	if !fs.layers.hasUpper() || fs.cfg.ReadOnly {
 		fs.engine.Unit = 4096 // what an upper that is only read was written with, on most; alignment is checked
 	}
@@ -134,7 +135,7 @@ func (fs *FS) openRoot() error {
 			return fmt.Errorf("upper %s: %w", fs.layers.upper.path, err)
 		}
 		fs.inos.number(keyOf(&st)) // the upper's file system comes first
-		root.up = upperObj{exists: true, key: keyOf(&st)}
+		root.raise().upperObj = upperObj{exists: true, key: keyOf(&st)}
 		d := &dirFD{fd: fs.layers.index.fd}
 		d.refs.Store(1)
 		fs.index, err = openIndex(fs.layers.index, d)
@@ -159,8 +160,7 @@ func (fs *FS) Close() error {
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
 		in.mu.Lock()
-		pin := in.pin
-		in.pin = nil
+		pin := in.unpin()
 		in.mu.Unlock()
 		if pin != nil {
 			pin.release()

@@ -15,13 +15,6 @@ type objKey struct{ dev, ino uint64 }
 
 func keyOf(st *unix.Stat_t) objKey { return objKey{st.Dev, st.Ino} }
 
-// alias is one name of an inode.
-type alias struct {
-	parent *inode
-	name   string
-	upper  bool // the upper holds this name; else a lower layer does
-}
-
 // inode is one object of the mount. It lives while the kernel knows it (nlookup) or an inode below it lives.
 //
 // A mount has as many as the kernel caches, so that each byte counts (inode_size_test.go): small fields stand together.
@@ -45,11 +38,9 @@ type inode struct {
 	copy sync.Mutex
 
 	// mu is a leaf, held across no system call. It protects what follows, and dead.
-	mu      leafLock
-	aliases []alias
-	up      upperObj
-	counted *linkCount // see links
-	pin     *dirFD     // an O_PATH descriptor that reaches the upper object whatever happens to its names
+	mu    leafLock
+	names aliasSet
+	above *above // nil: nothing of it
 
 	file atomic.Pointer[copyup.File] // regular files: made by the first open
 	io   atomic.Pointer[inodeIO]     // regular files: made by the first open, and by a split
@@ -74,6 +65,13 @@ func (l *leafLock) RLock() { l.Lock() }
 // RUnlock is Unlock.
 func (l *leafLock) RUnlock() { l.Unlock() }
 
+// above is what few of the inodes that a mount has need, those of its upper apart.
+type above struct {
+	upperObj
+	counted *linkCount // see links
+	pin     *dirFD     // an O_PATH descriptor that reaches the upper object whatever happens to its names
+}
+
 // upperObj is the object of the upper, if there is one.
 type upperObj struct {
 	key    objKey // which object it must be when it is opened by name
@@ -96,18 +94,62 @@ const (
 //
 // Locks: mu is held, or in is not shared yet.
 func (in *inode) links() linkCount {
-	if in.counted == nil {
+	if in.above == nil || in.above.counted == nil {
 		return linkCount{}
 	}
-	return *in.counted
+	return *in.above.counted
 }
 
 // Locks: mu is held, or in is not shared yet.
 func (in *inode) setLinks(l linkCount) {
-	in.counted = nil
-	if l != (linkCount{}) {
-		in.counted = &l
+	if l == (linkCount{}) {
+		if in.above != nil {
+			in.above.counted = nil
+		}
+		return
 	}
+	in.raise().counted = &l
+}
+
+// raise is what can be changed of the inode's upper.
+//
+// Locks: mu is held, or in is not shared yet.
+func (in *inode) raise() *above {
+	if in.above == nil {
+		in.above = &above{}
+	}
+	return in.above
+}
+
+// up is the inode's upper.
+//
+// Locks: mu is held, or in is not shared yet.
+func (in *inode) up() upperObj {
+	if in.above == nil {
+		return upperObj{}
+	}
+	return in.above.upperObj
+}
+
+// pin is the descriptor that reaches the upper, or nil.
+//
+// Locks: mu is held.
+func (in *inode) pin() *dirFD {
+	if in.above == nil {
+		return nil
+	}
+	return in.above.pin
+}
+
+// unpin is pin, which the caller gets: the inode has none from then on.
+//
+// Locks: mu is held.
+func (in *inode) unpin() *dirFD {
+	pin := in.pin()
+	if pin != nil {
+		in.above.pin = nil
+	}
+	return pin
 }
 
 func (in *inode) isDir() bool { return isDir(in.typ) }
@@ -121,13 +163,13 @@ func (in *inode) mergedDir() bool {
 func (in *inode) upper() upperObj {
 	in.mu.RLock()
 	defer in.mu.RUnlock()
-	return in.up
+	return in.up()
 }
 
 func (in *inode) setUpper(u upperObj) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	in.up = u
+	in.raise().upperObj = u
 }
 
 func (in *inode) isDead() bool {
@@ -140,15 +182,13 @@ func (in *inode) isDead() bool {
 func (in *inode) firstAlias() (alias, bool) {
 	in.mu.RLock()
 	defer in.mu.RUnlock()
-	for _, a := range in.aliases {
+	for a := range in.aliases {
 		if a.upper {
 			return a, true
 		}
 	}
-	if len(in.aliases) > 0 {
-		return in.aliases[0], true
-	}
-	return alias{}, false
+	a := in.oldest()
+	return a, a.parent != nil
 }
 
 // path is a path of the inode below the mount, for messages; of one without names, "" at the front.
@@ -170,7 +210,7 @@ func (in *inode) path() string {
 func (in *inode) findAlias(parent *inode, name string) (alias, bool) {
 	in.mu.RLock()
 	defer in.mu.RUnlock()
-	for _, a := range in.aliases {
+	for a := range in.aliases {
 		if a.parent == parent && a.name == name {
 			return a, true
 		}

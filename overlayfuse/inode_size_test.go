@@ -10,10 +10,10 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
-// TestMemoryOfLiveInodes: an inode that the kernel holds costs at most 500 bytes, with all that the tables and the listings have
+// TestMemoryOfLiveInodes: an inode that the kernel holds costs at most 400 bytes, with all that the tables and the listings have
 // of it.
 func TestMemoryOfLiveInodes(t *testing.T) {
-	const dirs, files, most = 50, 200, 500
+	const dirs, files, most = 50, 200, 400
 	dir := t.TempDir()
 	for i := range dirs {
 		p := fmt.Sprint(dir, "/directory_", i)
@@ -37,6 +37,36 @@ func TestMemoryOfLiveInodes(t *testing.T) {
 		allListings.bytes/(dirs*files), unsafe.Sizeof(inode{}), unsafe.Sizeof(entry{}), unsafe.Sizeof(slot{}))
 	if each > most {
 		t.Errorf("an inode costs %d bytes, more than %d", each, most)
+	}
+	runtime.KeepAlive(fs)
+}
+
+// TestMemoryOfForgottenInodesIsFree: what was looked at and forgotten again leaves nothing, however often.
+func TestMemoryOfForgottenInodesIsFree(t *testing.T) {
+	const most = 256 << 10
+	fs := openFS(t, Config{Lower: []string{treeForTest(t, 100, 50)}})
+	walk := func() {
+		var asked, came int
+		walkForTest(t, fs, fuse.FUSE_ROOT_ID, func(names []string) []string { return names }, &asked, &came)
+		if asked+came != 100*51 {
+			t.Fatalf("a walk saw %d names", asked+came)
+		}
+		for _, in := range fs.tab.all() {
+			if !in.root {
+				fs.Forget(in.id.Load(), 1)
+			}
+		}
+		if n := len(fs.tab.all()); n != 1 {
+			t.Fatalf("%d inodes after all were forgotten", n)
+		}
+	}
+	walk() // the listings stay
+	before := heapInUse()
+	for range 20 {
+		walk()
+	}
+	if grown := heapInUse() - before; grown > most {
+		t.Errorf("20 walks of 5,100 names left %d bytes", grown)
 	}
 	runtime.KeepAlive(fs)
 }

@@ -40,7 +40,7 @@ func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 	}
 	fs.tab.link(in, alias{parent: a.parent, name: a.name, upper: true})
 	in.mu.Lock()
-	in.up = u
+	in.raise().upperObj = u
 	in.setLinks(link)
 	in.mu.Unlock()
 	fs.tab.raised(in, u.key)
@@ -56,7 +56,7 @@ func (fs *FS) installUnnamed(in *inode, t *temp, u upperObj) error {
 	pin := &dirFD{fd: fd}
 	pin.refs.Store(1)
 	in.mu.Lock()
-	in.up, in.pin = u, pin
+	in.raise().upperObj, in.raise().pin = u, pin
 	in.mu.Unlock()
 	fs.tab.raised(in, u.key)
 	return nil

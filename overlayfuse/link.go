@@ -121,9 +121,9 @@ func (fs *FS) pinUpper(in *inode) error {
 	pin := &dirFD{fd: fd}
 	pin.refs.Store(1)
 	in.mu.Lock()
-	old := in.pin
+	old := in.pin()
 	if old == nil {
-		in.pin = pin
+		in.raise().pin = pin
 	}
 	in.mu.Unlock()
 	if old != nil {
@@ -136,25 +136,26 @@ func (fs *FS) pinUpper(in *inode) error {
 func (in *inode) pinned() *dirFD {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.pin != nil {
-		in.pin.refs.Add(1)
+	pin := in.pin()
+	if pin != nil {
+		pin.refs.Add(1)
 	}
-	return in.pin
+	return pin
 }
 
 // dropPin gives the descriptor back if the object can be reached by a name of the upper.
 func (fs *FS) dropPin(in *inode) {
 	in.mu.Lock()
-	pin := in.pin
 	named := in.links().index != ""
-	for _, a := range in.aliases {
+	for a := range in.aliases {
 		named = named || a.upper
 	}
+	var pin *dirFD
 	if named {
-		in.pin = nil
+		pin = in.unpin()
 	}
 	in.mu.Unlock()
-	if named && pin != nil {
+	if pin != nil {
 		pin.release()
 	}
 }

@@ -2,6 +2,7 @@ package overlayfuse
 
 import (
 	"hash/maphash"
+	"strings"
 	"sync/atomic"
 )
 
@@ -52,6 +53,17 @@ func hashName(name string) uint64 { return maphash.String(nameSeed, name) }
 func (l *listing) name(i int) string {
 	s := &l.slots[i]
 	return l.names[s.off : s.off+uint32(s.size)]
+}
+
+// keptText is the length of names, in bytes, up to which an entry that outlives the listing may keep all of them.
+const keptText = 4 << 10
+
+// nameToKeep is name for an entry.
+func (l *listing) nameToKeep(i int) string {
+	if len(l.names) > keptText {
+		return strings.Clone(l.name(i))
+	}
+	return l.name(i)
 }
 
 // find is the slot of a name, -1 if there is none.
@@ -176,7 +188,7 @@ func (c *chain) resolve(l *listing, i int, name string) (*entry, error) {
 			return nil, err
 		}
 		if f != nil {
-			e = newEntry(l.dir, name, f)
+			e = newEntry(l.dir, l.nameToKeep(i), f)
 		}
 	}
 	if !l.slots[i].means.CompareAndSwap(nil, e) {

@@ -27,6 +27,7 @@ func (fs *FS) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse
 		out.SetEntryTimeout(cacheTime)
 		return fuse.OK
 	}
+	fs.ahead.looked(p, name)
 	return fs.answer("lookup", in, out)
 }
 
@@ -162,7 +163,7 @@ func (fs *FS) joinIndex(in *inode, mark []byte) error {
 			return fmt.Errorf("index entry %s: %w", name, err)
 		}
 	}
-	in.up = upperObj{exists: true, key: key, data: data, limit: limit}
+	in.raise().upperObj = upperObj{exists: true, key: key, data: data, limit: limit}
 	return fs.loadLinks(in, name, int(in.lower.st.Nlink))
 }
 
@@ -215,7 +216,7 @@ func (fs *FS) resolveUpper(p *inode, name string) (c *candidate, stop bool, err 
 		return &candidate{inode: in, named: true, live: true}, true, nil
 	}
 	in := &inode{fs: fs, typ: st.Mode & unix.S_IFMT, key: keyOf(&st)}
-	in.up = upperObj{exists: true, key: keyOf(&st)}
+	in.raise().upperObj = upperObj{exists: true, key: keyOf(&st)}
 	if isDir(st.Mode) {
 		err = fs.mergeUpperDir(p, name, in, objectAt{d.fd, name})
 	} else {
@@ -234,7 +235,7 @@ func (fs *FS) mergeUpperDir(p *inode, name string, in *inode, o objectAt) error 
 	if err != nil {
 		return err
 	}
-	in.up.opaque = m.opaque
+	in.raise().opaque = m.opaque
 	if m.opaque {
 		return nil
 	}
@@ -275,7 +276,7 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, o objectAt, st *un
 		}
 	}
 	if len(mark) == 0 {
-		if in.up.data != dataHere && in.lower.st.Nlink == 1 {
+		if in.up().data != dataHere && in.lower.st.Nlink == 1 {
 			in.key = in.lower.st.key() // its data says what it was copied from
 		}
 		return nil
@@ -286,7 +287,7 @@ func (fs *FS) joinLowerFile(p *inode, name string, in *inode, o objectAt, st *un
 	}
 	indexed := false
 	if st.Nlink > 1 && !fs.index.empty() {
-		if k, found := fs.index.find(indexName(mark)); found && k == in.up.key {
+		if k, found := fs.index.find(indexName(mark)); found && k == in.up().key {
 			indexed = true
 			if err := fs.loadLinks(in, indexName(mark), int(origin.Nlink)); err != nil {
 				return err
@@ -322,7 +323,8 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 
 // joinData finds the lower data of a metacopy file.
 func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.Stat_t) (err error) {
-	if in.up.data, in.up.limit, err = readData(o, fs.prefix, st.Size); err != nil || in.up.data == dataHere {
+	up := in.raise()
+	if up.data, up.limit, err = readData(o, fs.prefix, st.Size); err != nil || up.data == dataHere {
 		return err
 	}
 	redirect, err := readRedirect(o, fs.prefix)
@@ -337,7 +339,7 @@ func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.St
 		return fmt.Errorf("metacopy file without lower data: %w", unix.EIO)
 	}
 	in.lower = lower
-	in.up.data, in.up.limit, err = fs.readUpperData(lower, o, st)
+	up.data, up.limit, err = fs.readUpperData(lower, o, st)
 	return err
 }
 

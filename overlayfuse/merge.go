@@ -62,7 +62,7 @@ func (c *chain) lookup(dir *entry, name string) (*entry, error) {
 	if f == nil || err != nil {
 		return nil, err
 	}
-	return newEntry(dir, name, f), nil
+	return newEntry(dir, strings.Clone(name), f), nil // name may be part of a long string
 }
 
 // find does a search.

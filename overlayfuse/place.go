@@ -34,11 +34,8 @@ func (fs *FS) upperDirLocked(in *inode) (*dirFD, error) {
 		return d, nil
 	}
 	in.mu.RLock()
-	u, pin, dead := in.up, in.pin, in.dead
-	var a alias
-	if len(in.aliases) > 0 {
-		a = in.aliases[0]
-	}
+	u, pin, dead := in.up(), in.pin(), in.dead
+	a := in.oldest()
 	if pin != nil {
 		pin.refs.Add(1)
 	}
@@ -116,12 +113,12 @@ func (fs *FS) upperPlace(in *inode) (place, error) {
 		return place{dir: d, upper: true}, err
 	}
 	in.mu.RLock()
-	pin, link := in.pin, in.links()
+	pin, link := in.pin(), in.links()
 	if pin != nil {
 		pin.refs.Add(1)
 	}
 	var a alias
-	for _, x := range in.aliases {
+	for x := range in.aliases {
 		if x.upper {
 			a = x
 			break

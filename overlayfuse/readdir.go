@@ -37,19 +37,20 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // ReadDir gives names, types and inode numbers.
 func (fs *FS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.readDir(in, func(_ *inode, e dirent, off uint64) bool {
-		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: e.ino, Off: off})
+	return fs.readDir(in, false, func(_ *inode, e dirent, _ bool) bool {
+		return out.AddDirEntry(fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: e.ino, Off: e.pos})
 	})
 }
 
-// ReadDirPlus gives a lookup of each entry with it. One that has gone since the directory was read is only a name.
+// ReadDirPlus gives a lookup of each entry with it, if they are wanted; else, and for one that has gone since the directory was read, only
+// the name. Compare: fs/fuse/readdir.c:fuse_direntplus_link(), which leaves out what has nodeid 0.
 func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
-	return fs.readDir(in, func(p *inode, e dirent, off uint64) bool {
-		entry := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: e.ino, Off: off})
+	return fs.readDir(in, true, func(p *inode, e dirent, ahead bool) bool {
+		entry := out.AddDirLookupEntry(fuse.DirEntry{Name: e.name, Mode: e.mode, Ino: e.ino, Off: e.pos})
 		if entry == nil {
 			return false
 		}
-		if e.name == "." || e.name == ".." {
+		if !ahead || e.name == "." || e.name == ".." {
 			return true
 		}
 		n, err := fs.lookup(p, e.name)
@@ -63,26 +64,29 @@ func (fs *FS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntry
 	})
 }
 
-func (fs *FS) readDir(req *fuse.ReadIn, add func(p *inode, e dirent, off uint64) bool) fuse.Status {
+// readDir calls add for the entries from the offset on. plus: the answer has room for lookups; ahead: they are wanted.
+func (fs *FS) readDir(req *fuse.ReadIn, plus bool, add func(p *inode, e dirent, ahead bool) bool) fuse.Status {
 	in, s := fs.node(req.NodeId)
 	if !s.Ok() {
 		return s
 	}
-	var all []dirent
+	var p picture
 	if req.Offset > 0 {
-		all = fs.orders.take(in)
+		p = fs.orders.take(in)
 	}
-	if all == nil {
+	if p.in == nil {
 		es, err := fs.list(in)
 		if err != nil {
 			return fs.fail("readdir", in, err)
 		}
-		all = append(dots(in), es...)
+		p = picture{in: in, entries: append(dots(in), es...)}
+		p.ahead = plus && req.Offset == 0 && fs.ahead.list(in, es)
 	}
-	i := sort.Search(len(all), func(i int) bool { return all[i].pos > req.Offset })
-	for ; i < len(all); i++ {
-		if !add(in, all[i], all[i].pos) {
-			fs.orders.keep(in, all)
+	p.ahead = p.ahead || fs.ahead.goesOn()
+	i := sort.Search(len(p.entries), func(i int) bool { return p.entries[i].pos > req.Offset })
+	for _, e := range p.entries[i:] {
+		if !add(in, e, p.ahead) {
+			fs.orders.keep(p)
 			break
 		}
 	}

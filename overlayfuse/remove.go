@@ -280,8 +280,7 @@ func (fs *FS) lostDir(in *inode, a alias) {
 // dropDirPin gives the descriptor of a directory back that stayed after all.
 func (fs *FS) dropDirPin(in *inode) {
 	in.mu.Lock()
-	pin := in.pin
-	in.pin = nil
+	pin := in.unpin()
 	in.mu.Unlock()
 	if pin != nil {
 		pin.release()

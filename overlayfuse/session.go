@@ -6,6 +6,7 @@ import (
 	"log"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
@@ -52,8 +53,7 @@ func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
 	if opts.Debug {
 		level = logrus.DebugLevel
 	}
-	lines := fs.log.WriterLevel(level)
-	opts.Logger = log.New(lines, "", 0)
+	opts.Logger = log.New(logLines{fs.log, level}, "", 0)
 	s := &Session{fs: fs, mountpoint: mountpoint, done: make(chan struct{})}
 	server, err := transport.New(fs, opts, dev, nil)
 	if err != nil {
@@ -75,14 +75,25 @@ func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
 		if server != nil {
 			err = errors.Join(err, server.Close())
 		}
-		return nil, errors.Join(err, lines.Close())
+		return nil, err
 	}
 	s.readahead(opts.MaxReadAhead)
 	go func() {
 		defer close(s.done)
-		s.closeErr = errors.Join(server.Serve(), fs.Close(), lines.Close())
+		s.closeErr = errors.Join(server.Serve(), fs.Close())
 	}()
 	return s, nil
+}
+
+// logLines logs each text that is written to it. logrus's own writer has a goroutine and a buffer of 64 KiB for each.
+type logLines struct {
+	to    *logrus.Entry
+	level logrus.Level
+}
+
+func (l logLines) Write(text []byte) (int, error) {
+	l.to.Log(l.level, strings.TrimSuffix(string(text), "\n"))
+	return len(text), nil
 }
 
 // readahead lets the kernel read ahead as much as one request can carry; a mount starts with 128 KiB. Without sysfs it

@@ -51,13 +51,13 @@ func (t *table) intern(n *inode, a alias) *inode {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old := t.byKey.get(n.key)
-	if n.up.exists && !n.isDir() {
-		if live := t.byUpper[n.up.key]; live != nil && live.same(n, a.upper) {
+	if n.up().exists && !n.isDir() {
+		if live := t.byUpper[n.up().key]; live != nil && live.same(n, a.upper) {
 			old = live
 		}
 	}
 	if old != nil && !old.same(n, a.upper) {
-		n.key = n.up.key
+		n.key = n.up().key
 		n.ino = n.fs.inos.number(n.key)
 		if old = t.byKey.get(n.key); old != nil && !old.same(n, a.upper) {
 			t.byKey.remove(old)
@@ -74,8 +74,8 @@ func (t *table) intern(n *inode, a alias) *inode {
 		in.hashed = true
 		t.byID.put(in)
 		t.byKey.put(in)
-		if in.up.exists && !in.isDir() {
-			t.byUpper[in.up.key] = in
+		if in.up().exists && !in.isDir() {
+			t.byUpper[in.up().key] = in
 		}
 	}
 	in.nlookup++
@@ -96,12 +96,12 @@ func (in *inode) same(n *inode, named bool) bool {
 	switch {
 	case in.dead:
 		return false
-	case in.up.exists && n.up.exists:
-		return in.up.key == n.up.key
-	case in.isDir() && in.up.exists != n.up.exists:
+	case in.up().exists && n.up().exists:
+		return in.up().key == n.up().key
+	case in.isDir() && in.up().exists != n.up().exists:
 		// A directory is found with its upper, or both without; a copy-up may just have happened.
 		return in.lower != nil
-	case named && n.up.exists && !in.isDir():
+	case named && n.up().exists && !in.isDir():
 		// Nobody copies up while a name is looked up, but by another one, which the index knows: the name of in is one whose whiteout is
 		// lost.
 		return false
@@ -118,15 +118,10 @@ func (t *table) addAlias(in *inode, a alias) {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for i := range in.aliases {
-		if in.aliases[i].parent == a.parent && in.aliases[i].name == a.name {
-			in.aliases[i].upper = in.aliases[i].upper || a.upper
-			return
-		}
+	if in.name(a) {
+		in.dead = false
+		a.parent.children++
 	}
-	in.aliases = append(in.aliases, a)
-	in.dead = false
-	a.parent.children++
 }
 
 // link adds a name to a live inode.
@@ -141,12 +136,8 @@ func (t *table) unlink(in *inode, parent *inode, name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	in.mu.Lock()
-	for i, a := range in.aliases {
-		if a.parent == parent && a.name == name {
-			in.aliases = append(in.aliases[:i:i], in.aliases[i+1:]...)
-			parent.children--
-			break
-		}
+	if in.unname(parent, name) {
+		parent.children--
 	}
 	in.mu.Unlock()
 	t.reap(parent)
@@ -222,10 +213,10 @@ func (t *table) named(k objKey, p *inode, name string) *inode {
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if in.dead || !in.up.exists || in.up.key != k {
+	if u := in.up(); in.dead || !u.exists || u.key != k {
 		return nil
 	}
-	for _, a := range in.aliases {
+	for a := range in.aliases {
 		if a.upper && a.parent == p && a.name == name {
 			return in
 		}
@@ -263,8 +254,8 @@ func (t *table) reap(in *inode) {
 		delete(t.laterIDs, in)
 		t.unhashLocked(in)
 		in.mu.Lock()
-		aliases, pin := in.aliases, in.pin
-		in.aliases, in.pin = nil, nil
+		names, pin := in.names, in.unpin()
+		in.names = aliasSet{}
 		in.mu.Unlock()
 		if pin != nil {
 			pin.release()
@@ -275,13 +266,13 @@ func (t *table) reap(in *inode) {
 		}
 		in.fs.dropFile(in)
 		var up *inode
-		for _, a := range aliases {
-			a.parent.children--
+		for parent := range names.parents {
+			parent.children--
 			if up == nil {
-				up = a.parent
+				up = parent
 				continue
 			}
-			t.reap(a.parent)
+			t.reap(parent)
 		}
 		in = up
 	}

@@ -17,7 +17,7 @@ type target struct {
 	in *inode
 
 	// What Stage learned and Commit needs. Written by Stage, under the reservation in.copy, which Stage takes and Commit or Abort gives back.
-	was quiet
+	was *quiet
 }
 
 var _ copyup.Target = (*target)(nil)
@@ -34,19 +34,24 @@ func (fs *FS) data(in *inode) *copyup.File {
 	}
 	state := copyup.Lower
 	switch {
-	case !in.up.exists || in.up.data == dataBelow:
-	case in.up.data == dataPartial:
+	case !in.up().exists || in.up().data == dataBelow:
+	case in.up().data == dataPartial:
 		state = copyup.UpperShared
 	default:
 		state = copyup.Upper
 	}
-	opts := fs.engine
-	opts.Log = func(format string, args ...any) {
-		fs.log.WithFields(logrus.Fields{"ino": in.ino, "path": in.path()}).Errorf(format, args...)
-	}
-	f := copyup.New(&target{in: in}, state, opts)
+	f := copyup.New(&target{in: in}, state, &fs.engine)
 	in.file.Store(f)
 	return f
+}
+
+// logData is the engine's log.
+func (fs *FS) logData(of copyup.Target, format string, args ...any) {
+	log := fs.log
+	if t, ok := of.(*target); ok {
+		log = log.WithFields(logrus.Fields{"ino": t.in.ino, "path": t.in.path()})
+	}
+	log.Errorf(format, args...)
 }
 
 // dropFile lets go of the data of an inode that nobody holds any longer. Its descriptors are closed with the last handle.
@@ -121,9 +126,11 @@ func (t *target) Stage() (_ *os.File, err error) {
 			return nil, err
 		}
 	}
-	if t.was, err = in.quietly(int(f.Fd())); err != nil {
+	was, err := in.quietly(int(f.Fd()))
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	t.was = &was
 	return f, nil
 }
 
@@ -144,7 +151,9 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 	fs, in := t.in.fs, t.in
 	defer in.copy.Unlock()
 	fd := int(staged.Fd())
-	if err := t.was.restore(fd); err != nil {
+	was := t.was
+	t.was = nil
+	if err := was.restore(fd); err != nil {
 		return err
 	}
 	if !shape.Partial {
@@ -173,7 +182,10 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 }
 
 // Abort gives the reservation back.
-func (t *target) Abort(*os.File) { t.in.copy.Unlock() }
+func (t *target) Abort(*os.File) {
+	t.was = nil
+	t.in.copy.Unlock()
+}
 
 // SetLimit stores the lower limit.
 func (t *target) SetLimit(upper *os.File, limit int64) error {
@@ -182,7 +194,7 @@ func (t *target) SetLimit(upper *os.File, limit int64) error {
 	}
 	t.in.mu.Lock()
 	defer t.in.mu.Unlock()
-	t.in.up.limit = limit
+	t.in.raise().limit = limit
 	return nil
 }
 
@@ -230,7 +242,7 @@ func (fs *FS) complete(in *inode, fd int) error {
 		return err
 	}
 	in.mu.Lock()
-	in.up.data = dataHere
+	in.raise().data = dataHere
 	in.mu.Unlock()
 	// What the others say of a complete file is nothing; where one stays it does no harm.
 	err := errors.Join(fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"), fs.removeMark(fd, wasMark))

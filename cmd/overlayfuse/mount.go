@@ -146,6 +146,7 @@ func (r *mountRequest) run() int {
 // serve mounts, calls ready, and returns when the mount is gone. ready learns of a failure too.
 func (r *mountRequest) serve(ready func(error) error) int {
 	unix.Umask(0) // modes come from the kernel with the caller's umask in them
+	boundMemory()
 	level := logrus.InfoLevel
 	if r.options.Mount.Debug {
 		level = logrus.DebugLevel

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -85,9 +84,7 @@ func serve(socket string) error {
 		return err
 	}
 	unix.Umask(0) // modes come from the kernel with the caller's umask in them
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // most of the heap is inodes that live long
-	}
+	boundMemory()
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP)

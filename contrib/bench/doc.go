@@ -38,7 +38,9 @@
 //
 // Each worker repeats an operation thousands of times and takes the time itself; commands (tar, git, sqlite3) are
 // timed from fork to exit by a worker, containers from the start of nerdctl to its end. The page cache of a fleet is what a
-// memory cgroup is charged, from cold caches, with all servers and all readers in the group.
+// memory cgroup is charged, from cold caches, with all servers and all readers in the group; of the servers' resident memory, what is
+// mapped from files is in there already. Memory is measured after 5 s of rest, of all systems: containers run for days, and their
+// first second is not what a machine must have room for.
 //
 // Data in the upper is what SEEK_DATA finds there; "allocated" is st_blocks, with the block that the extended
 // attributes may need.

@@ -58,17 +58,22 @@ func (b *bench) disband(f *fleet) error {
 	return errors.Join(errs...)
 }
 
-// resident is what f's servers have in memory, in bytes.
-func (f *fleet) resident() (float64, error) {
+// resident is what f's servers have in memory, in bytes: VmRSS of proc_pid_status(5).
+func (f *fleet) resident() (float64, error) { return f.inMemory("VmRSS") }
+
+// anonymous is the part of it that is no page cache: files that are mapped, such as the servers' programs, are page cache.
+func (f *fleet) anonymous() (float64, error) { return f.inMemory("RssAnon") }
+
+func (f *fleet) inMemory(field string) (float64, error) {
 	if f.hub != nil {
-		return resident(f.hub.server.Process.Pid)
+		return inMemory(f.hub.server.Process.Pid, field)
 	}
 	var sum float64
 	for _, m := range f.mounts {
 		if m.server == nil {
 			continue
 		}
-		n, err := resident(m.server.Process.Pid)
+		n, err := inMemory(m.server.Process.Pid, field)
 		if err != nil {
 			return 0, err
 		}

@@ -60,7 +60,7 @@ func (b *bench) footprints() []experiment {
 		if err != nil {
 			return nil, errors.Join(err, b.disband(f))
 		}
-		time.Sleep(time.Second) // what only the start needed may go
+		time.Sleep(rest) // what only the start needed may go
 		rss, err := f.resident()
 		return values{"rss": rss}, errors.Join(err, b.disband(f))
 	}
@@ -90,6 +90,7 @@ func (b *bench) footprints() []experiment {
 
 // growth is by how many bytes f's server grows with each object of low that is looked at and stays in the kernel's cache.
 func (b *bench) growth(f *fleet, low *lower, deadline time.Duration) (float64, error) {
+	time.Sleep(rest)
 	before, err := f.resident()
 	if err != nil {
 		return 0, err
@@ -97,6 +98,7 @@ func (b *bench) growth(f *fleet, low *lower, deadline time.Duration) (float64, e
 	if _, err := b.worker(deadline, f.mounts[0], "visit", f.points[0], low.dir); err != nil {
 		return 0, err
 	}
+	time.Sleep(rest)
 	after, err := f.resident()
 	return (after - before) / float64(b.inodes()), err
 }

@@ -144,17 +144,17 @@ func (b *bench) end(h *hub) error {
 	return os.RemoveAll(h.dir)
 }
 
-// resident is what a process has in memory, in bytes; proc_pid_status(5), VmRSS.
-func resident(pid int) (float64, error) {
+// inMemory is a field of proc_pid_status(5) that says what a process has in memory, in bytes.
+func inMemory(pid int, field string) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, field+":"); ok {
 			kib, err := number(strings.Fields(rest)[0])
 			return float64(kib) * 1024, err
 		}
 	}
-	return 0, fmt.Errorf("no VmRSS of process %d: %w", pid, unix.ENODATA)
+	return 0, fmt.Errorf("no %s of process %d: %w", field, pid, unix.ENODATA)
 }

@@ -18,7 +18,9 @@ import (
 
 const (
 	containersOfOneImage = 20
-	python               = "/usr/bin/python3"
+	// rest is how long everything is left alone before memory is measured: a server may keep what it needs for a load while it has one.
+	rest   = 5 * time.Second
+	python = "/usr/bin/python3"
 	// pythonWork loads a good part of the standard library and waits.
 	pythonWork = `
 import importlib, os, sys
@@ -76,7 +78,7 @@ func (b *bench) sharing() []experiment {
 		if s == "" {
 			x.rows = append(x.rows,
 				row{key: "cache", title: "of it page cache (the cgroup's)", unit: bytesUnit},
-				row{key: "rss", title: "of it servers", unit: bytesUnit})
+				row{key: "anon", title: "of it servers, beside what is page cache", unit: bytesUnit})
 		}
 	}
 	x.run = func(y system, _ int) (values, error) {
@@ -103,9 +105,9 @@ func (b *bench) sharing() []experiment {
 				return nil, err
 			}
 			if s == "" {
-				all["cache"], all["rss"] = v["cache"], v["rss"]
+				all["cache"], all["anon"] = v["cache"], v["anon"]
 			}
-			all["total"+s] = v["cache"] + v["rss"]
+			all["total"+s] = v["cache"] + v["anon"]
 		}
 		return all, nil
 	}
@@ -131,12 +133,13 @@ func (b *bench) sharedMemory(y system, low *lower, deadline time.Duration, optio
 	cmd.Env = append(os.Environ(), "PYTHON="+python, "WORK="+pythonWork)
 	b.group.enter(cmd)
 	err = b.hold(deadline, f.mounts, cmd, len(f.points), func() error {
+		time.Sleep(rest)
 		cache, err := b.group.pageCache()
 		if err != nil {
 			return err
 		}
-		rss, err := f.resident()
-		v = values{"cache": cache, "rss": rss}
+		anon, err := f.anonymous()
+		v = values{"cache": cache, "anon": anon}
 		return err
 	})
 	return v, err
