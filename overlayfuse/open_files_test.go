@@ -1,11 +1,14 @@
 package overlayfuse
 
 import (
+	"bytes"
 	"fmt"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sync/errgroup"
 )
 
 // newUnasked is a file system whose kernel opens without asking, with n lower files.
@@ -103,5 +106,42 @@ func TestOpenIsNotAsked(t *testing.T) {
 	}
 	if caps.DisabledCapabilities&fuse.CAP_PASSTHROUGH == 0 || caps.DisabledCapabilities&fuse.CAP_NO_OPEN_SUPPORT != 0 {
 		t.Errorf("not capabilities: %#x", caps.DisabledCapabilities)
+	}
+}
+
+// TestFilesAreReadByManyAtOnce: while they are opened, kept, closed and opened again, each is its own content.
+func TestFilesAreReadByManyAtOnce(t *testing.T) {
+	filesOpen.Add(filesKeptAll) // few are kept
+	defer filesOpen.Add(-filesKeptAll)
+	o, ins := newUnasked(t, 3*filesKeptFloor)
+	want := make([][]byte, len(ins))
+	for i := range ins {
+		var err error
+		if want[i], err = os.ReadFile(fmt.Sprintf("%s/l/f%d", o.dir, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var readers errgroup.Group
+	for r := range 8 {
+		readers.Go(func() error {
+			for n := range 500 {
+				i := (n*7 + r*5) % len(ins)
+				buf := make([]byte, 20)
+				result, s := o.Read(nil, &fuse.ReadIn{InHeader: fuse.InHeader{NodeId: ins[i].id.Load()}, Size: 20}, buf)
+				if !s.Ok() {
+					return fmt.Errorf("read f%d: %v", i, s)
+				}
+				if got, _ := result.Bytes(buf); !bytes.Equal(got, want[i]) {
+					return fmt.Errorf("f%d is %q, want %q", i, got, want[i])
+				}
+				if n%100 == 0 {
+					o.sweepFiles()
+				}
+			}
+			return nil
+		})
+	}
+	if err := readers.Wait(); err != nil {
+		t.Error(err)
 	}
 }

@@ -20,8 +20,8 @@ const (
 	kernel        system = "kernel" // its overlayfs, with metacopy=off
 	fuseOverlayfs system = "fuse-overlayfs"
 	ours          system = "ours"
-	oursWriteback system = "ours, writeback" // with its option io=writeback
-	plain         system = "plain"           // a copy of the lower directory
+	oursWriteback system = "ours-writeback" // with its option io=writeback
+	plain         system = "plain"          // a copy of the lower directory
 )
 
 // optionsOfSystem are the options that make a system of ours.
