@@ -104,7 +104,7 @@ func TestFaultsNameFileLineAndKey(t *testing.T) {
 		{"[log]\nlevel = \"loud\"", "log.level", "not a log level"},
 		{"[log]\nformat = \"xml\"", "log.format", "not a log format"},
 		{"[mount]\nviews = \"overlay\"", "mount.views", "not a kind of view"},
-		{"[mount]\nio = \"fast\"", "mount.io", "auto, passthrough or cached"},
+		{"[mount]\nio = \"fast\"", "mount.io", "auto, passthrough, cached or writeback"},
 		{"[mount]\nsharing = \"libs\"", "mount.sharing", "none, exec, mapped or all"},
 		{"[mount]\noptions = [\"io=auto\"]", "mount.options", "io of [mount]"},
 		{"[mount]\noptions = [\"upperdir=/x\"]", "mount.options", "set by the snapshotter"},

@@ -28,6 +28,9 @@ format = "text"
 options = []
 # Which files the kernel reads, writes and maps by itself, at their file system's speed: "auto" where it can (Linux 6.9 and
 # CAP_SYS_ADMIN), "passthrough" must be able to, or no container starts, "cached" none. Every reader sees every write in each.
+# "writeback": none either, but a write stays in memory until the file is closed, synced or old, and opening and closing a file that
+# exists asks the mount server nothing. A full disk is told at close or fsync then, and a mount server that is killed loses what an
+# open file was written lately, which it does not with the others. sharing has no effect.
 io = "auto"
 # Which files of an image use one page cache for all containers, and what that gives up until a file is opened by somebody else:
 #   "none"    nothing is shared: every container has its own copy in memory of what it reads, and nothing is given up

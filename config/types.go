@@ -153,11 +153,14 @@ var (
 	IOPassthrough = IO{"passthrough"}
 	// IOCached uses none.
 	IOCached = IO{"cached"}
+	// IOWriteback uses none, and has the kernel write back late and open without asking.
+	IOWriteback = IO{"writeback"}
 )
 
-// UnmarshalText reads auto, passthrough or cached.
+// UnmarshalText reads auto, passthrough, cached or writeback.
 func (i *IO) UnmarshalText(text []byte) error {
-	return choose(i, text, "a way to read and write: auto, passthrough or cached", IOAuto, IOPassthrough, IOCached)
+	return choose(i, text, "a way to read and write: auto, passthrough, cached or writeback",
+		IOAuto, IOPassthrough, IOCached, IOWriteback)
 }
 
 // Sharing says which files of an image use the page cache that all containers share.

@@ -132,6 +132,11 @@ func (fs *FS) setAttr(in *inode, req *fuse.SetAttrIn) error {
 			return err
 		}
 	}
+	if fs.opensUnasked() && in.typ == unix.S_IFREG {
+		mu := fs.times.of(in)
+		mu.Lock()
+		defer mu.Unlock()
+	}
 	return fs.onUpper(in, func(fd int) error { return fs.setAttrOf(fd, req) })
 }
 

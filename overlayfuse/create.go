@@ -68,6 +68,9 @@ func (fs *FS) Create(_ <-chan struct{}, req *fuse.CreateIn, name string, out *fu
 
 // openNew opens a file that was just made and answers for both. It takes file over, the upper file if it is open.
 func (fs *FS) openNew(in *inode, file *os.File, req *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	if fs.opensUnasked() {
+		return fs.keepNew(in, file, out)
+	}
 	// It is empty: there is nothing to truncate.
 	o := openRequest{nodeID: in.id.Load(), flags: req.Flags &^ unix.O_TRUNC, caller: req.Caller, file: file,
 		setID: req.Mode&(unix.S_ISUID|unix.S_ISGID) != 0}

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// deviation matches a row of the table of deviations in doc.go by its first column, the name of the script that shows it.
-var deviation = regexp.MustCompile(`(?m)^//\s*\|\s*((?:better|differs)_\w+)\s*\|`)
+// deviation matches a row of the tables of deviations in doc.go by its first column, the name of the script that shows it.
+var deviation = regexp.MustCompile(`(?m)^//\s*\|\s*((?:better|differs|writeback)_\w+)\s*\|`)
 
 // TestDeviationsAreDocumented: the scripts in which the kernel's overlayfs and ours differ are the rows of the table in
 // doc.go, and no other script tells them apart.
@@ -31,7 +31,8 @@ func TestDeviationsAreDocumented(t *testing.T) {
 	for _, path := range scripts {
 		name := strings.TrimSuffix(filepath.Base(path), ".txtar")
 		differs := strings.HasPrefix(name, "better_") || strings.HasPrefix(name, "differs_")
-		if differs {
+		late := strings.HasPrefix(name, "writeback_")
+		if differs || late {
 			shown = append(shown, name)
 		}
 		text, err := os.ReadFile(path)
@@ -43,6 +44,9 @@ func TestDeviationsAreDocumented(t *testing.T) {
 		}
 		if !differs && strings.Contains(string(text), "[overlayfuse]") {
 			t.Errorf("%s tells the systems apart, but is named neither better_ nor differs_", name)
+		}
+		if !differs && strings.Contains(string(text), "io:writeback]") && !strings.Contains(string(text)+name, "writeback_") {
+			t.Errorf("%s tells io=writeback apart, but neither is named nor names a script writeback_", name)
 		}
 	}
 	slices.Sort(documented)

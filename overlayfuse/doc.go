@@ -18,6 +18,7 @@
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
 //	target.go file.go ioctl.go   a regular file's data
 //	iomode.go backing.go   in which mode it is opened; the kernel's hold of real files
+//	open_files.go writeback.go   io=writeback: files that nobody opens, data and times that come late
 //	absent.go              which attributes need not be looked for
 //	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go caller.go   the operations
 //	index.go flush*.go     hard links of lower files; an upper made fit to be a lower
@@ -44,6 +45,7 @@
 //
 // In this order; one on the right or below is never held when one on the left or above is taken:
 //
+//	timeLocks                   held while a file's data or times change, with io=writeback
 //	inodeIO.mu                  held while a backing file is opened and registered; not with a reservation
 //	inode.copy of files         reservations, held across I/O; several: by age (lockAll)
 //	  inode.copy of directories
@@ -51,8 +53,8 @@
 //	    FS.ns                   read: a path of the upper becomes a descriptor; write: a directory is renamed
 //	      table.mu
 //	        inode.mu            leaf
-//	dirOrders.mu, upperOrder.mu, dirCache.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu, lookAhead.mu: leaves
-//	(but for inode.mu, which lookAhead.mu takes)
+//	dirOrders.mu, upperOrder.mu, dirCache.mu, openFiles.mu, inoMap.mu, index.mu, handleTable.mu, listingCache.mu, chains.mu,
+//	lookAhead.mu: leaves (but for inode.mu, which lookAhead.mu takes)
 //	sharedChain.setup: while a mount is made; only leaves are taken under it
 //	mending: held while an upper that lost its size in a crash gets it back; only table.mu is taken under it
 //
@@ -129,6 +131,20 @@
 //
 // ENOSPC for a store into a mapped page of a cached file shows at msync, fsync or close: FUSE has no message for the store itself.
 //
+// Only with io=writeback (the first column is a script, or a test of fulldisk_test.go):
+//
+//	| writeback_holes_are_data             | SEEK_DATA finds data                   | all is data: fs/fuse does not write back before it asks        |
+//	| writeback_access_times               | a read sets the access time            | only a read that the page cache can't answer                   |
+//	| writeback_immutable_and_append_only  | chattr +i and +a of a file             | EOPNOTSUPP; of one that is so already the writeback fails      |
+//	| writeback_change_time                | the change time of the write           | the upper's, of the writeback, once the kernel forgot the file |
+//	| TestFullDisk                         | ENOSPC at write(2)                     | at fsync or close; the page cache has the data until it forgets|
+//
+// There, fsync(2) tells everybody who has the file open of an error of writeback, close(2) only who closes first
+// (mm/filemap.c:filemap_check_errors()). close(2) writes back what is dirty, so whatever is dirty is of a file that is open for writing, and
+// no mount with such a file can be made read-only. What the server is killed over is lost if it was not written back, as in a crash of the
+// machine; with the other modes it is not. A file that was closed asks for its attributes at the next stat(2): fs/fuse believes that
+// closing changed st_blocks (fs/fuse/file.c:fuse_flush()).
+//
 // A program or shared object of a lower layer that is written in place: who had mapped it sees the lower file still, as on the kernel's
 // overlayfs; read(2) is never stale (sharing=none: mappings neither). If it was open while somebody opened it for writing, the old
 // descriptors are of another inode of the kernel with the same st_ino: flock(2) and record locks of the two do not see each other, and
@@ -156,6 +172,6 @@
 //
 // # What it is not
 //
-// It knows nothing of containers and snapshots. It does not use FUSE's writeback cache. User
+// It knows nothing of containers and snapshots. User
 // namespaces are the mount's, not the file system's: ids are mapped only by uidmapping= and gidmapping=.
 package overlayfuse

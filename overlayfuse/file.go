@@ -12,7 +12,12 @@ import (
 )
 
 // Open opens a regular file. It copies nothing, whatever the flags, unless they truncate: the first write does.
+//
+// Errors: ENOSYS where the kernel is to open without asking.
 func (fs *FS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if fs.opensUnasked() {
+		return fuse.ENOSYS
+	}
 	n, s := fs.node(in.NodeId)
 	if !s.Ok() {
 		return s
@@ -140,7 +145,7 @@ func (fs *FS) atimeDue(in *inode) bool {
 
 // Read fills buf.
 func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	h, s := fs.handles.get(in.Fh)
+	h, s := fs.opened(in.NodeId, in.Fh)
 	if !s.Ok() {
 		return nil, s
 	}
@@ -154,11 +159,15 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 
 // Write is write(2), or the kernel's writeback of a mapped page.
 func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	h, s := fs.handles.get(in.Fh)
+	h, s := fs.opened(in.NodeId, in.Fh)
 	if !s.Ok() {
 		return 0, s
 	}
-	n, err := fs.write(h, in, data)
+	write := fs.write
+	if fs.opensUnasked() {
+		write = fs.writeUnasked
+	}
+	n, err := write(h, in, data)
 	if in.WriteFlags&fuse.WRITE_CACHE != 0 && n < len(data) && err == nil {
 		err = fmt.Errorf("wrote %d of %d bytes: %w", n, len(data), unix.EIO)
 	}
@@ -214,7 +223,8 @@ func (fs *FS) truncate(in *inode, size int64) error {
 	if in.typ != unix.S_IFREG {
 		return unix.EINVAL
 	}
-	return fs.data(in).Truncate(size)
+	f := fs.data(in)
+	return fs.untimed(in, f, func() error { return f.Truncate(size) })
 }
 
 // Release closes a file.
@@ -237,7 +247,7 @@ func (fs *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.EN
 
 // Fsync makes a file's data durable.
 func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	h, s := fs.handles.get(in.Fh)
+	h, s := fs.opened(in.NodeId, in.Fh)
 	if !s.Ok() {
 		return s
 	}
@@ -272,11 +282,12 @@ func (fs *FS) syncUpper(in *inode) error {
 
 // Fallocate is fallocate(2) in every mode that the upper's file system has.
 func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	h, s := fs.handles.get(in.Fh)
+	h, s := fs.opened(in.NodeId, in.Fh)
 	if !s.Ok() {
 		return s
 	}
-	if err := h.data.Allocate(in.Mode, int64(in.Offset), int64(in.Length)); err != nil {
+	err := fs.untimed(h.in, h.data, func() error { return h.data.Allocate(in.Mode, int64(in.Offset), int64(in.Length)) })
+	if err != nil {
 		return fs.fail("fallocate", h.in, err)
 	}
 	if in.Uid != 0 { // root keeps set-id bits, as with CAP_FSETID; the request does not tell capabilities
@@ -286,8 +297,14 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 }
 
 // Lseek is SEEK_DATA and SEEK_HOLE.
+//
+// Errors: ENOSYS where the kernel has data of which nobody knows here, and does not write it back first: then everything is data.
+// Compare: fs/fuse/file.c:fuse_lseek() (Linux 6.18).
 func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	h, s := fs.handles.get(in.Fh)
+	if fs.opensUnasked() {
+		return fuse.ENOSYS
+	}
+	h, s := fs.opened(in.NodeId, in.Fh)
 	if !s.Ok() {
 		return s
 	}
@@ -301,16 +318,20 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 
 // CopyFileRange copies inside the server, on the real files.
 func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
-	src, s := fs.handles.get(in.FhIn)
+	src, s := fs.opened(in.NodeId, in.FhIn)
 	if !s.Ok() {
 		return 0, s
 	}
-	dst, s := fs.handles.get(in.FhOut)
+	dst, s := fs.opened(in.NodeIdOut, in.FhOut)
 	if !s.Ok() {
 		return 0, s
 	}
 	const most = 1 << 30 // the answer has 32 bits
-	n, err := src.data.CopyRange(dst.data, int64(in.OffIn), int64(in.OffOut), int64(min(in.Len, most)))
+	var n int64
+	err := fs.untimed(dst.in, dst.data, func() (err error) {
+		n, err = src.data.CopyRange(dst.data, int64(in.OffIn), int64(in.OffOut), int64(min(in.Len, most)))
+		return err
+	})
 	if n == 0 && err != nil {
 		return 0, fs.fail("copy_file_range", dst.in, err)
 	}

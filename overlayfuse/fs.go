@@ -51,6 +51,8 @@ type FS struct {
 	flushes flushGate
 	handles handleTable
 	orders  *dirOrders
+	files   openFiles
+	times   timeLocks
 	temps   tempNames
 }
 
@@ -157,6 +159,7 @@ func (fs *FS) openRoot() error {
 func (fs *FS) Close() error {
 	fs.flushes.close()
 	fs.engine.Background.Close()
+	fs.closeFiles()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
 		in.mu.Lock()
@@ -178,10 +181,16 @@ func (fs *FS) readOnly() bool { return fs.cfg.ReadOnly || !fs.layers.hasUpper() 
 // mountOptions are the options for go-fuse that the file system needs.
 func (fs *FS) mountOptions() *fuse.MountOptions {
 	caps := uint64(fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_IOCTL_DIR |
-		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR | fuse.CAP_ATOMIC_O_TRUNC)
-	without := uint64(fuse.CAP_AUTO_INVAL_DATA | fuse.CAP_NO_OPEN_SUPPORT)
+		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR)
+	without := uint64(fuse.CAP_AUTO_INVAL_DATA)
 	if !fs.cfg.IO.wants() {
 		without |= fuse.CAP_PASSTHROUGH
+	}
+	if fs.opensUnasked() {
+		caps |= fuse.CAP_WRITEBACK_CACHE
+	} else {
+		caps |= fuse.CAP_ATOMIC_O_TRUNC // an OPEN that is never sent could truncate nothing
+		without |= fuse.CAP_NO_OPEN_SUPPORT
 	}
 	return &fuse.MountOptions{
 		AllowOther:               true,
@@ -235,6 +244,7 @@ func (fs *FS) node(id uint64) (*inode, fuse.Status) {
 func (fs *FS) Forget(id, n uint64) {
 	if in := fs.tab.get(id); in != nil {
 		fs.tab.forget(in, n)
+		fs.closeDropped()
 	}
 }
 

@@ -12,10 +12,14 @@ const maxPoisoned = 1000
 
 // Inspection is what one file system is about at one moment.
 type Inspection struct {
+	// IO is how files are read and written: "passthrough" (where the policy has it), "cached" or "writeback".
+	IO string `json:"io"`
 	// Inodes is how many the kernel, or an inode below them, keeps alive.
 	Inodes int `json:"inodes"`
-	// Handles is how many files and directories are open.
+	// Handles is how many files and directories are open; with io=writeback directories alone, the kernel does not say what files are.
 	Handles int `json:"handles"`
+	// Kept is how many files are kept open for a while after the last request for them, with io=writeback.
+	Kept int `json:"kept"`
 	// Partial and Metacopy are how many of the live inodes have some or all of their data in a lower layer alone.
 	Partial  int `json:"partial"`
 	Metacopy int `json:"metacopy"`
@@ -40,7 +44,7 @@ type PoisonedFile struct {
 // Inspect looks at the file system as it runs. It touches no layer and waits for no request.
 func (fs *FS) Inspect() Inspection {
 	ins := fs.tab.all()
-	r := Inspection{Inodes: len(ins), Handles: fs.handles.count(), Counters: fs.copies.Read()}
+	r := Inspection{IO: fs.ioName(), Inodes: len(ins), Handles: fs.handles.count(), Kept: fs.files.count(), Counters: fs.copies.Read()}
 	for _, in := range ins {
 		switch in.upper().data {
 		case dataPartial:
@@ -62,6 +66,17 @@ func (fs *FS) Inspect() Inspection {
 		return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Ino, b.Ino))
 	})
 	return r
+}
+
+// ioName says what the policy came to.
+func (fs *FS) ioName() string {
+	switch {
+	case fs.passthrough:
+		return IOPassthrough.String()
+	case fs.opensUnasked():
+		return IOWriteback.String()
+	}
+	return IOCached.String()
 }
 
 // addIO counts the opens of an inode. Those of nodeids that it had before are not known any more.

@@ -2,6 +2,7 @@ package overlayfuse
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"unsafe"
 
@@ -46,6 +47,9 @@ func (fs *FS) setFlags(in *inode, cmd uint32, buf []byte) error {
 		return unix.EROFS
 	}
 	if in.typ == unix.S_IFREG {
+		if fs.opensUnasked() && locksWriters(cmd, buf) {
+			return fmt.Errorf("immutable or append-only with io=writeback, where no open is checked: %w", unix.EOPNOTSUPP)
+		}
 		// An immutable file could not be completed later.
 		if err := fs.data(in).Complete(context.Background()); err != nil {
 			return err

@@ -30,6 +30,8 @@ import (
 // is split: it gets a new nodeid, for all opens from then on, and the old one keeps its handles, whose reads come here and
 // find what was written; only their mappings show the lower file still.
 // Compare: fs/fuse/iomode.c (Linux 6.18).
+//
+// With IOWriteback none of this happens: every file is cached, and the kernel opens without asking (open_files.go).
 
 // IOPolicy says which io modes a mount uses.
 type IOPolicy uint8
@@ -39,8 +41,11 @@ const (
 	IOAuto IOPolicy = iota
 	// IOPassthrough fails the mount where there is none.
 	IOPassthrough
-	// IOCached uses none.
+	// IOCached uses none. What is written reaches the upper before write(2) returns.
 	IOCached
+	// IOWriteback uses none either. What is written stays in the mount's page cache until it is closed, synced or old, and opening and
+	// closing a file that exists is no request. Nothing is shared, whatever Sharing says.
+	IOWriteback
 )
 
 func (p IOPolicy) String() string {
@@ -51,6 +56,8 @@ func (p IOPolicy) String() string {
 		return "passthrough"
 	case IOCached:
 		return "cached"
+	case IOWriteback:
+		return "writeback"
 	}
 	return fmt.Sprintf("IOPolicy(%d)", uint8(p))
 }

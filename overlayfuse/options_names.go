@@ -62,8 +62,8 @@ var knownOptions = map[string]optionName{
 
 	// Ours: the copy-up engine. Sizes are bytes, with K, M or G for powers of 1024; times are Go's, such as 10s; 0 turns a thing off.
 	"partial_above": sizeOption(func(c *Config, n int64) { c.PartialAbove = &n }),
-	"io": choiceOption("auto, passthrough or cached", func(c *Config) *IOPolicy { return &c.IO },
-		IOAuto, IOPassthrough, IOCached),
+	"io": choiceOption("auto, passthrough, cached or writeback", func(c *Config) *IOPolicy { return &c.IO },
+		IOAuto, IOPassthrough, IOCached, IOWriteback),
 	"sharing": choiceOption("none, exec, mapped or all", func(c *Config) *Sharing { return &c.Sharing },
 		SharingNone, SharingExec, SharingMapped, SharingAll),
 	"upper_cache":   sizeOption(func(c *Config, n int64) { c.engine().CacheBytes = n }),

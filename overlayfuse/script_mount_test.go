@@ -240,7 +240,7 @@ func (s *script) optionsOf(m mountSpec) string {
 	if m.upper != "" {
 		options = append(options, "upperdir="+filepath.Join(s.dir, m.upper), "workdir="+filepath.Join(s.dir, m.work))
 	}
-	for _, o := range []string{os.Getenv(EnvOptions), m.both, m.fuse} {
+	for _, o := range []string{"io=" + ioMode(), os.Getenv(EnvOptions), m.both, m.fuse} {
 		if o != "" {
 			options = append(options, o)
 		}

@@ -13,12 +13,13 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
 	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/internal/fstool"
 )
 
 // The scripts in testdata/script are the specification of the file system. Each runs on the kernel's overlayfs, the
 // oracle, and then on overlayfuse, with one text. Commands (all else is testscript's own; [kernel] and [overlayfuse]
-// are its conditions):
+// are its conditions, and [io:MODE] for overlayfuse with this io=, see EnvIO):
 //
 //	fs OP ARG...            one system call of package fstool, which must succeed
 //	fs OP ARG... => RESULT  ... must have this result; an errno's name is a result
@@ -37,6 +38,8 @@ const (
 	EnvSystems = "OVERLAYFUSE_SYSTEMS"
 	// EnvOptions are further options of every mount of overlayfuse, such as partial_above=0.
 	EnvOptions = "OVERLAYFUSE_OPTIONS"
+	// EnvIO is the io= of every mount of overlayfuse that says none itself: auto (default), cached or writeback.
+	EnvIO = "OVERLAYFUSE_TEST_IO"
 )
 
 // testRoot is the directory of everything that tests mount: on a disk file system with trusted xattrs, and open to the
@@ -122,6 +125,14 @@ func systems() []string {
 	return []string{"kernel", "overlayfuse"}
 }
 
+// ioMode is the io= that mounts of overlayfuse get.
+func ioMode() string {
+	if mode := os.Getenv(EnvIO); mode != "" {
+		return mode
+	}
+	return overlayfuse.IOAuto.String()
+}
+
 func TestScripts(t *testing.T) {
 	for _, system := range systems() {
 		t.Run(system, func(t *testing.T) {
@@ -133,6 +144,9 @@ func TestScripts(t *testing.T) {
 				Condition: func(cond string) (bool, error) {
 					if cond == "kernel" || cond == "overlayfuse" {
 						return cond == system, nil
+					}
+					if mode, ok := strings.CutPrefix(cond, "io:"); ok {
+						return system == "overlayfuse" && mode == ioMode(), nil
 					}
 					return false, fmt.Errorf("unknown condition %s", cond)
 				},

@@ -55,7 +55,7 @@ func (fs *FS) logData(of copyup.Target, format string, args ...any) {
 }
 
 // dropFile lets go of the data of an inode that nobody holds any longer. Its descriptors are closed with the last handle.
-func (fs *FS) dropFile(in *inode) { in.file.Store(nil) }
+func (fs *FS) dropFile(in *inode) { fs.files.drop(in.file.Swap(nil)) }
 
 // LowerLimit is the part of the lower data that shows: an upper may be shorter, or its marks may say so.
 func (t *target) LowerLimit() int64 {

@@ -178,8 +178,9 @@ func (r *rig) isMounted(name string) (string, bool) {
 
 func (r *rig) spec() control.Spec {
 	s := control.Spec{ID: "twin", MountPoint: filepath.Join(r.dir, "m"), Upper: filepath.Join(r.dir, r.upper()), Work: filepath.Join(r.dir, fmt.Sprint("w", r.generation))}
+	s.Options = []string{"io=" + ioMode()}
 	if r.partial {
-		s.Options = []string{"partial_above=0", "complete_hot=1s", "settle_after=2s", "drop_after=1s"}
+		s.Options = append(s.Options, "partial_above=0", "complete_hot=1s", "settle_after=2s", "drop_after=1s")
 	}
 	for _, l := range r.lowerNames {
 		s.Lower = append(s.Lower, filepath.Join(r.dir, l))

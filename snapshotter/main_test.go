@@ -91,6 +91,9 @@ func fuseBench(t *testing.T) *bench {
 	return newBench(t, server.mounter(t), server)
 }
 
+// envIO is the io= of every mount of overlayfuse, if it is set.
+const envIO = "OVERLAYFUSE_TEST_IO"
+
 // newBench opens a snapshotter. Everything is unmounted in the end.
 func newBench(t *testing.T, m Mounter, server *testServer) *bench {
 	t.Helper()
@@ -100,6 +103,9 @@ func newBench(t *testing.T, m Mounter, server *testServer) *bench {
 	b := &bench{t: t, ctx: ctx, root: filepath.Join(dir, "root"), work: filepath.Join(dir, "work"), k: &faultyMounter{Mounter: m}, server: server}
 	require.NoError(t, os.Mkdir(b.work, 0o755))
 	b.cfg = Config{Root: b.root, Mounter: b.k, Log: testLog(t)}
+	if mode := os.Getenv(envIO); mode != "" && server != nil {
+		b.cfg.MountOptions = []string{"io=" + mode}
+	}
 	t.Cleanup(func() {
 		if b.s != nil {
 			require.NoError(t, b.s.Close())

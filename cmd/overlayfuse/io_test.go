@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -128,6 +131,8 @@ func TestIOPolicies(t *testing.T) {
 		lower     int // of a lower file that is read
 	}{
 		{[]string{"io=cached"}, 0, 0, 0},
+		{[]string{"io=writeback"}, 0, 0, 0},
+		{[]string{"io=writeback", "sharing=all"}, 0, 0, 0},
 		{[]string{"io=passthrough", "sharing=none"}, 1, 0, 0},
 		{[]string{"sharing=exec"}, 1, 1, 0},
 		{[]string{"sharing=mapped"}, 1, 1, 1},
@@ -158,5 +163,60 @@ func TestIOPolicies(t *testing.T) {
 		}
 		_ = program.Wait() // it was killed
 		m.want("it has ended", 0, 0, 0)
+	}
+}
+
+// TestWritebackOpensWithoutAsking: the server answers nothing while a file is opened, read from the page cache and closed.
+func TestWritebackOpensWithoutAsking(t *testing.T) {
+	dir := testDirs(t)
+	server := exec.Command(filepath.Join(filepath.Dir(command), "overlayfuse"), "-f", "-o", writable(dir)+",io=writeback", dir+"/m")
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Process.Signal(unix.SIGCONT) // it may have ended
+		if err := unix.Unmount(dir+"/m", unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+		if err := server.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, "the mount", func() bool { return mountLine(t, dir) != "" })
+	for range 2 { // the first time the server says that it wants not to be asked
+		if got, err := os.ReadFile(dir + "/m/lower"); err != nil || string(got) != "hello" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	if err := server.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(dir+"/m/lower", os.O_RDWR, 0)
+		if err == nil {
+			buf := make([]byte, 5)
+			_, err = f.ReadAt(buf, 0)
+			err = errors.Join(err, f.Close())
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("something was asked of the server, which is stopped")
+	}
+}
+
+func TestInspectSaysHowFilesAreReadAndWritten(t *testing.T) {
+	for option, want := range map[string]string{"io=auto": "passthrough", "io=cached": "cached", "io=writeback": "writeback"} {
+		m := mountForIO(t, option)
+		all, err := m.client.Inspect(t.Context())
+		if err != nil || len(all) != 1 || all[0].FS.IO != want {
+			t.Errorf("%s: %+v, %v", option, all, err)
+		}
 	}
 }

@@ -70,8 +70,15 @@ func testDirs(t *testing.T) string {
 	return dir
 }
 
+// envIO is the io= of every mount that says none, if it is set.
+const envIO = "OVERLAYFUSE_TEST_IO"
+
 func writable(dir string) string {
-	return "lowerdir=" + dir + "/l,upperdir=" + dir + "/u,workdir=" + dir + "/w"
+	options := "lowerdir=" + dir + "/l,upperdir=" + dir + "/u,workdir=" + dir + "/w"
+	if mode := os.Getenv(envIO); mode != "" {
+		options += ",io=" + mode
+	}
+	return options
 }
 
 // runIn runs the program in dir, and gives its exit code, output and error output.

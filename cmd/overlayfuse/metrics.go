@@ -45,7 +45,15 @@ var metrics = []metric{
 	gauge("not_copied_bytes", "Bytes that whole copy-ups of the same files would have copied and that were not.",
 		func(fs *overlayfuse.Inspection) int64 { return fs.Counters.NotCopied }),
 	gauge("inodes", "Live inodes.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Inodes) }),
-	gauge("open_handles", "Open files and directories.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Handles) }),
+	gauge("writeback", "Whether the kernel writes back late and opens without asking (io=writeback).",
+		func(fs *overlayfuse.Inspection) int64 {
+			if fs.IO == overlayfuse.IOWriteback.String() {
+				return 1
+			}
+			return 0
+		}),
+	gauge("kept_files", "Files that io=writeback keeps open for a while.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Kept) }),
+	gauge("open_handles", "Open files and directories; with io=writeback directories alone.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Handles) }),
 	gauge("passthrough_handles", "Open files that the kernel reads and writes by itself.",
 		func(fs *overlayfuse.Inspection) int64 { return int64(fs.Passthrough) }),
 	gauge("shared_handles", "Open files of a lower that use the lower's own pages.",

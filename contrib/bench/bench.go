@@ -64,6 +64,7 @@ func (b *bench) series(list []experiment) (*report, error) {
 		if !b.only.MatchString(x.name) {
 			continue
 		}
+		x.systems = b.alsoWriteback(x.systems)
 		s := r.section(x)
 		if x.needs != nil {
 			if s.Skipped = x.needs(); s.Skipped != "" {
@@ -76,9 +77,18 @@ func (b *bench) series(list []experiment) (*report, error) {
 			return r, fmt.Errorf("%s: %w", x.name, err)
 		}
 		s.Seconds = since(start)
-		s.print(os.Stderr)
+		s.print(os.Stderr, r.columns())
 	}
 	return r, nil
+}
+
+// alsoWriteback puts ours with io=writeback beside ours, if that is asked for: among those that are compared as file systems.
+func (b *bench) alsoWriteback(systems []system) []system {
+	at := slices.Index(systems, ours)
+	if !b.writeback || at < 0 || !slices.Contains(systems, fuseOverlayfs) {
+		return systems
+	}
+	return slices.Insert(slices.Clone(systems), at+1, oursWriteback)
 }
 
 // note keeps text for the report, once.

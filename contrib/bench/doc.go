@@ -4,6 +4,7 @@
 //	go run ./contrib/bench all                     everything a user may notice; long, 15 GB free
 //	go run ./contrib/bench all -quick              smaller files, fewer rounds; 12 minutes beside other work
 //	go run ./contrib/bench all -only '^tree'       some of it; -list names the experiments
+//	go run ./contrib/bench all -writeback          ours with io=writeback, too, in a column of its own
 //	go run ./contrib/bench copyup                  the copy-up engine; about half an hour
 //	go run ./contrib/bench threshold               up to which size copying whole beats copying partially
 //

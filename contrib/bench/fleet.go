@@ -17,9 +17,11 @@ type fleet struct {
 // fleet mounts low n times, ours with further options. Whatever the error, the fleet is to be disbanded.
 func (b *bench) fleet(y system, low *lower, n int, deadline time.Duration, options ...string) (*fleet, error) {
 	f := &fleet{}
-	if y == ours {
-		if b.options != "" {
-			options = append(strings.Split(b.options, ","), options...)
+	if y == ours || y == oursWriteback {
+		for _, o := range []string{b.options, optionsOfSystem[y]} {
+			if o != "" {
+				options = append(strings.Split(o, ","), options...)
+			}
 		}
 		var err error
 		if f.hub, err = b.newHub(); err != nil {

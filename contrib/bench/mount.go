@@ -20,8 +20,16 @@ const (
 	kernel        system = "kernel" // its overlayfs, with metacopy=off
 	fuseOverlayfs system = "fuse-overlayfs"
 	ours          system = "ours"
-	plain         system = "plain" // a copy of the lower directory
+	oursWriteback system = "ours-writeback" // with its option io=writeback
+	plain         system = "plain"          // a copy of the lower directory
 )
+
+// optionsOfSystem are the options that make a system of ours.
+var optionsOfSystem = map[system]string{
+	oursWriteback: "io=writeback",
+	oursPartial:   "partial_above=0",
+	oursWhole:     "partial_above=1099511627776",
+}
 
 var (
 	overlays = []system{kernel, fuseOverlayfs, ours}
@@ -90,7 +98,7 @@ func (b *bench) attach(m *mounted) error {
 	case fuseOverlayfs:
 		return b.serve(m, exec.Command("fuse-overlayfs", "-f", "-o", options, m.root()))
 	default:
-		for _, o := range []string{b.options, partialOptions[m.system]} {
+		for _, o := range []string{b.options, optionsOfSystem[m.system]} {
 			if o != "" {
 				options += "," + o
 			}

@@ -109,10 +109,22 @@ func (s *section) medians(r row) map[system]sample {
 	return m
 }
 
-const tableHead = `| workload | quantity | kernel | fuse-overlayfs | ours | plain |` +
-	` ours/kernel | ours/fuse-overlayfs | ours/plain | must | |
-|---|---|---|---|---|---|---|---|---|---|---|
-`
+// columns are the systems of the table.
+func (r *report) columns() []system {
+	if slices.ContainsFunc(r.Sections, func(s *section) bool { return slices.Contains(s.Systems, oursWriteback) }) {
+		return []system{kernel, fuseOverlayfs, ours, oursWriteback, plain}
+	}
+	return all
+}
+
+func tableHead(columns []system) string {
+	cells := []string{"workload", "quantity"}
+	for _, y := range columns {
+		cells = append(cells, string(y))
+	}
+	cells = append(cells, "ours/kernel", "ours/fuse-overlayfs", "ours/plain", "must", "")
+	return "| " + strings.Join(cells, " | ") + " |\n" + strings.Repeat("|---", len(cells)) + "|\n"
+}
 
 // rowRecord is a row for those who read the JSON and not this program.
 type rowRecord struct {
@@ -135,16 +147,17 @@ func (s *section) record() {
 	}
 }
 
-// print writes the section's lines of the table, and its failures below.
-func (s *section) print(w io.Writer) {
+// print writes the section's lines of a table with these columns.
+func (s *section) print(w io.Writer, columns []system) {
 	if s.Skipped != "" {
-		_, _ = fmt.Fprintf(w, "| %s | skipped: %s | | | | | | | | | |\n", s.Experiment, s.Skipped) // as below
+		rest := strings.Repeat(" |", len(columns)+5)
+		_, _ = fmt.Fprintf(w, "| %s | skipped: %s |%s\n", s.Experiment, s.Skipped, rest) // as below
 		return
 	}
 	for _, r := range s.rows {
 		m := s.medians(r)
 		cells := []string{s.Experiment, r.title}
-		for _, y := range all {
+		for _, y := range columns {
 			text := ""
 			if v, ok := m[y]; ok {
 				text = v.text(r.unit)
@@ -186,9 +199,9 @@ func (r *report) missed() bool {
 
 func (r *report) copyupTable() string {
 	var w strings.Builder
-	w.WriteString(tableHead)
+	w.WriteString(tableHead(r.columns()))
 	for _, s := range r.Sections {
-		s.print(&w)
+		s.print(&w, r.columns())
 	}
 	return w.String()
 }

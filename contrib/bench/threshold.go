@@ -19,11 +19,6 @@ const (
 	oursWhole   system = "whole"
 )
 
-var partialOptions = map[system]string{
-	oursPartial: "partial_above=0",
-	oursWhole:   "partial_above=1099511627776",
-}
-
 const thresholdBytes = 256 << 20 // of all files of a size together, at most
 
 func (b *bench) threshold() (*report, error) {

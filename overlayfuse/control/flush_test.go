@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
 )
 
 // keptUpper is a Spec whose upper was flushed and unmounted with metacopy files kept, and what a reader above must see:
@@ -234,7 +236,11 @@ func TestInspectOfManyMounts(t *testing.T) {
 	if err != nil || len(all) != 2 || all[0].ID != "a" || all[1].ID != "b" {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if i := all[0].FS; i.Handles != 1 || i.Counters.Deferred != 1 || i.Metacopy != 0 {
+	opened := 1
+	if all[0].FS.IO == overlayfuse.IOWriteback.String() {
+		opened = 0 // the kernel does not say
+	}
+	if i := all[0].FS; i.Handles != opened || int(i.Counters.Deferred) != opened || i.Metacopy != 0 {
 		t.Errorf("a: %+v", i)
 	}
 	if i := all[1].FS; i.Handles != 0 || i.Counters.Avoided != 1 || i.Counters.NotCopied != 6 || i.Metacopy != 1 {

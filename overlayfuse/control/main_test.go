@@ -122,6 +122,9 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
+// envIO is the io= of every mount, if it is set.
+const envIO = "OVERLAYFUSE_TEST_IO"
+
 // testSpec makes the directories of a mount below dir, with a file "lower" in the lower layer.
 func testSpec(t *testing.T, dir, id string) Spec {
 	t.Helper()
@@ -138,7 +141,11 @@ func testSpec(t *testing.T, dir, id string) Spec {
 		for unix.Unmount(d+"/m", unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
 		}
 	})
-	return Spec{ID: id, MountPoint: d + "/m", Lower: []string{d + "/l"}, Upper: d + "/u", Work: d + "/w"}
+	s := Spec{ID: id, MountPoint: d + "/m", Lower: []string{d + "/l"}, Upper: d + "/u", Work: d + "/w"}
+	if mode := os.Getenv(envIO); mode != "" {
+		s.Options = []string{"io=" + mode}
+	}
+	return s
 }
 
 // mustMount mounts and looks that the layers are there.
