@@ -133,9 +133,7 @@ func (fs *FS) setAttr(in *inode, req *fuse.SetAttrIn) error {
 		}
 	}
 	if fs.opensUnasked() && in.typ == unix.S_IFREG {
-		mu := fs.times.of(in)
-		mu.Lock()
-		defer mu.Unlock()
+		defer fs.times.lock(in)()
 	}
 	return fs.onUpper(in, func(fd int) error { return fs.setAttrOf(fd, req) })
 }

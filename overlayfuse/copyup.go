@@ -8,7 +8,7 @@ import (
 )
 
 // Copy-up of an object: a directory, a special file or the attributes of a regular one. Its data is package copyup's
-// business, through target in file.go. Every object is made complete in work/work and then gets its name.
+// business, through target.go. Every object is made complete in work/work and then gets its name.
 // Compare: fs/overlayfs/copy_up.c:ovl_copy_up_one().
 
 // lockAll reserves inodes in the one order that there is: files before directories, then by age. Nil and equal ones
@@ -47,7 +47,7 @@ func lockAll(ins ...*inode) (unlock func()) {
 	}
 }
 
-// copyUp gives in an upper object, without data for a regular file. The directories above it come first.
+// copyUpAs gives in an upper object, without data for a regular file. The directories above it come first.
 //
 // data is what a regular file's upper is marked as: metacopy, or partial if its first data is to follow. made is the upper of a regular
 // file that was made now, open for reading and writing, for the caller to close; else it is -1.

@@ -4,11 +4,13 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // Positions in a directory (d_off of getdents(2)). They belong to the directory and not to an open descriptor, of which the server does
-// not hear (FUSE_NO_OPENDIR_SUPPORT): whoever goes on from one, however late, gets every name once that was there all the time.
+// not hear (FUSE_NO_OPENDIR_SUPPORT), and each means one name for as long as the inode lives: whoever goes on from one gets every
+// name once that was there all the time. (Who does so after orderUnread in which nobody read on may get names twice.)
 //
 //	1, 2         "." and ".."
 //	3 + i        the i-th name of the merged lower directory, hidden or not: it never changes
@@ -20,12 +22,12 @@ const (
 
 // upperOrder is the names that the upper alone has had in one directory, by the order in which they were first listed, as hashes: a name
 // that is gone keeps its place, and gets it again if it comes back.
-//
-// Locks: mu is a leaf.
 type upperOrder struct {
-	mu     sync.Mutex
+	behind atomic.Int64 // when somebody was last in the middle of the directory, on the clock of dirOrders.now
+
+	mu     sync.Mutex // a leaf
+	first  uint64     // place of the first hash: those before were given up
 	hashes []uint64
-	behind time.Duration // when somebody last read on from a position, since the mount was made
 }
 
 // An order is made anew when it has many more places than names, and nobody has been in the middle of it for long.
@@ -35,11 +37,13 @@ const (
 	orderUnread = 10 * time.Minute
 )
 
-// sort gives names of the upper alone their positions, which begin with base, and sorts them.
-func (o *upperOrder) sort(names []dirent, base uint64, now time.Duration) {
+// sort gives names of the upper alone their positions, which begin with base, and sorts them. anew: a listing begins, so that an order
+// may be made anew; the kernel, too, has kept nothing of the last one then.
+func (o *upperOrder) sort(names []dirent, base uint64, anew bool, now time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.hashes) > max(orderSlack*len(names), orderLeast) && now-o.behind > orderUnread {
+	if anew && len(o.hashes) > max(orderSlack*len(names), orderLeast) && now-time.Duration(o.behind.Load()) > orderUnread {
+		o.first += uint64(len(o.hashes))
 		o.hashes = nil
 	}
 	place := make(map[uint64]int, len(names))
@@ -55,37 +59,41 @@ func (o *upperOrder) sort(names []dirent, base uint64, now time.Duration) {
 			k = len(o.hashes)
 			o.hashes = append(o.hashes, h)
 		}
-		names[i].pos = base + uint64(k)
+		names[i].pos = base + o.first + uint64(k)
 	}
 	slices.SortFunc(names, func(a, b dirent) int { return cmp.Compare(a.pos, b.pos) })
 }
 
-// read notes that somebody reads on.
-func (o *upperOrder) read(now time.Duration) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.behind = now
-}
-
-// dirOrders is the orders of a mount's directories, which live as long as their inodes, and pictures of directories that are being read.
+// dirOrders is the orders of a mount's directories, 8 bytes a name, which live as long as their inodes, and pictures of directories that
+// are being read.
 //
-// Locks: mu is a leaf, but for upperOrder.mu.
+// Locks: mu is a leaf.
 type dirOrders struct {
 	began    time.Time
 	mu       sync.Mutex
 	byDir    map[*inode]*upperOrder
-	pictures []picture // the one that was used last is at the end
+	pictures []*picture // the newest is at the end
+	listed   uint64     // how many pictures were made
+	timer    *time.Timer
 }
 
-// picture is the entries of a directory as they were at its first read, for those that follow.
+// picture is the entries of a directory as they were when they were listed, for the reads that follow. But for used and ahead it is
+// constant.
 type picture struct {
 	in      *inode
+	number  uint64
 	entries []dirent
-	ahead   bool // lookups come with them; see lookAhead
+	ahead   atomic.Bool // lookups come with them; see lookAhead
+	used    time.Duration
 }
 
-// picturesKept bounds them. Without one, the directory is listed anew for each 128 KiB of names.
-const picturesKept = 16
+// What is kept of pictures by one mount: so many, with so many entries beside the newest, for so long after their last use. Without
+// one, the directory is listed anew for each answer.
+const (
+	picturesKept = 16
+	entriesKept  = 1 << 16
+	pictureFor   = 5 * time.Second
+)
 
 func newDirOrders() *dirOrders {
 	return &dirOrders{began: time.Now(), byDir: map[*inode]*upperOrder{}}
@@ -105,44 +113,96 @@ func (d *dirOrders) of(in *inode) *upperOrder {
 	return o
 }
 
+// begin gives the number of a picture, which is about to be made: a later one shows all that an earlier one can.
+func (d *dirOrders) begin() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.listed++
+	return d.listed
+}
+
+// find is the picture of a directory; nil if there is none.
+func (d *dirOrders) find(in *inode) *picture {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	i := d.indexLocked(in)
+	if i < 0 {
+		return nil
+	}
+	d.pictures[i].used = d.now()
+	return d.pictures[i]
+}
+
+// Locks: mu is held.
+func (d *dirOrders) indexLocked(in *inode) int {
+	return slices.IndexFunc(d.pictures, func(p *picture) bool { return p.in == in })
+}
+
+// keep keeps a picture for who is in the middle of its directory, unless there is a newer one.
+func (d *dirOrders) keep(p *picture) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p.used = d.now()
+	if o := d.byDir[p.in]; o != nil {
+		o.behind.Store(int64(p.used))
+	}
+	if i := d.indexLocked(p.in); i >= 0 {
+		if d.pictures[i].number >= p.number {
+			return
+		}
+		d.pictures = slices.Delete(d.pictures, i, i+1)
+	}
+	d.pictures = append(d.pictures, p)
+	n := 0
+	for i := len(d.pictures) - 2; i >= 0; i-- {
+		if n += len(d.pictures[i].entries); n > entriesKept || len(d.pictures)-i > picturesKept {
+			d.pictures = slices.Delete(d.pictures, 0, i+1)
+			break
+		}
+	}
+	if d.timer == nil {
+		d.timer = time.AfterFunc(pictureFor, d.sweep)
+	} else if len(d.pictures) == 1 {
+		d.timer.Reset(pictureFor)
+	}
+}
+
+// sweep drops what was not used for a while.
+func (d *dirOrders) sweep() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.now()
+	d.pictures = slices.DeleteFunc(d.pictures, func(p *picture) bool { return now-p.used >= pictureFor })
+	if len(d.pictures) > 0 {
+		d.timer.Reset(pictureFor)
+	}
+}
+
+// done drops a picture that was read to the end.
+func (d *dirOrders) done(p *picture) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := d.indexLocked(p.in); i >= 0 && d.pictures[i].number <= p.number {
+		d.pictures = slices.Delete(d.pictures, i, i+1)
+	}
+}
+
 // drop forgets a directory that nobody holds.
 func (d *dirOrders) drop(in *inode) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.byDir, in)
-	d.removeLocked(in)
-}
-
-// removeLocked takes the picture of a directory out; an empty one if there is none.
-//
-// Locks: mu is held.
-func (d *dirOrders) removeLocked(in *inode) picture {
-	i := slices.IndexFunc(d.pictures, func(p picture) bool { return p.in == in })
-	if i < 0 {
-		return picture{}
+	if i := d.indexLocked(in); i >= 0 {
+		d.pictures = slices.Delete(d.pictures, i, i+1)
 	}
-	p := d.pictures[i]
-	d.pictures = slices.Delete(d.pictures, i, i+1)
-	return p
 }
 
-// take is the picture of a directory, which is kept no longer, for who reads on from a position; an empty one if there is none.
-func (d *dirOrders) take(in *inode) picture {
+// close ends what runs by itself.
+func (d *dirOrders) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if o := d.byDir[in]; o != nil {
-		o.read(d.now())
+	d.pictures = nil
+	if d.timer != nil {
+		d.timer.Stop()
 	}
-	return d.removeLocked(in)
-}
-
-// keep keeps a picture.
-func (d *dirOrders) keep(p picture) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.removeLocked(p.in)
-	if len(d.pictures) == picturesKept {
-		d.pictures = slices.Delete(d.pictures, 0, 1)
-	}
-	d.pictures = append(d.pictures, p)
 }

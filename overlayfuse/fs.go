@@ -160,6 +160,7 @@ func (fs *FS) Close() error {
 	fs.flushes.close()
 	fs.engine.Background.Close()
 	fs.closeFiles()
+	fs.orders.close()
 	for _, in := range fs.tab.all() {
 		fs.dropFile(in)
 		in.mu.Lock()

@@ -16,7 +16,7 @@ type Inspection struct {
 	IO string `json:"io"`
 	// Inodes is how many the kernel, or an inode below them, keeps alive.
 	Inodes int `json:"inodes"`
-	// Handles is how many files and directories are open; with io=writeback directories alone, the kernel does not say what files are.
+	// Handles is how many files are open; with io=writeback 0, the kernel does not say.
 	Handles int `json:"handles"`
 	// Kept is how many files are kept open for a while after the last request for them, with io=writeback.
 	Kept int `json:"kept"`

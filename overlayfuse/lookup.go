@@ -106,7 +106,7 @@ func (fs *FS) resolve(p *inode, name string) (*candidate, error) {
 
 // lookupLower is what p/name means in the lower layers that merge in p.
 func (fs *FS) lookupLower(p *inode, name string) (*entry, error) {
-	if p.lower == nil {
+	if p.lower == nil || p.upper().opaque {
 		return nil, nil
 	}
 	return fs.chain.child(p.lower, name)

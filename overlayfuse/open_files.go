@@ -2,6 +2,7 @@ package overlayfuse
 
 import (
 	"container/list"
+	"errors"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -90,7 +91,12 @@ func (fs *FS) keepNew(in *inode, file *os.File, out *fuse.CreateOut) fuse.Status
 
 // keep opens a file, of which upper may be the upper, and keeps it open.
 func (fs *FS) keep(f *copyup.File, upper *os.File) error {
-	if err := f.OpenWith(upper, false); err != nil {
+	err := f.OpenWith(upper, false)
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) { // no caller's fault, who may not even hear of it
+		fs.closeKept(fs.files.idle(time.Now())...)
+		err = f.OpenWith(nil, false)
+	}
+	if err != nil {
 		return err
 	}
 	fs.closeKept(fs.files.add(f, fs.sweepFiles)...)

@@ -70,27 +70,43 @@ func (fs *FS) readDir(req *fuse.ReadIn, plus bool, add func(p *inode, e dirent, 
 	if !s.Ok() {
 		return s
 	}
-	var p picture
+	var p *picture
 	if req.Offset > 0 {
-		p = fs.orders.take(in)
+		p = fs.orders.find(in)
 	}
-	if p.in == nil {
-		es, err := fs.list(in)
-		if err != nil {
+	if p == nil {
+		var err error
+		if p, err = fs.picture(in, plus, req.Offset == 0); err != nil {
 			return fs.fail("readdir", in, err)
 		}
-		p = picture{in: in, entries: append(dots(in), es...)}
-		p.ahead = plus && req.Offset == 0 && fs.ahead.list(in, es)
 	}
-	p.ahead = p.ahead || fs.ahead.goesOn()
+	if fs.ahead.goesOn() {
+		p.ahead.Store(true)
+	}
 	i := sort.Search(len(p.entries), func(i int) bool { return p.entries[i].pos > req.Offset })
+	if i == len(p.entries) {
+		fs.orders.done(p)
+		return fuse.OK
+	}
+	fs.orders.keep(p) // also if all that is left goes into this answer: the kernel asks until there is nothing
 	for _, e := range p.entries[i:] {
-		if !add(in, e, p.ahead) {
-			fs.orders.keep(p)
+		if !add(in, e, p.ahead.Load()) {
 			break
 		}
 	}
 	return fuse.OK
+}
+
+// picture lists a directory. anew: for a reader who begins.
+func (fs *FS) picture(in *inode, plus, anew bool) (*picture, error) {
+	p := &picture{in: in, number: fs.orders.begin()}
+	es, err := fs.listAnew(in, anew)
+	if err != nil {
+		return nil, err
+	}
+	p.entries = append(dots(in), es...)
+	p.ahead.Store(plus && anew && fs.ahead.list(in, es))
+	return p, nil
 }
 
 // dots are the entries for the directory itself and the one above it.
@@ -106,11 +122,14 @@ func dots(in *inode) []dirent {
 //
 // Errors: those of reading a directory; EIO if an entry cannot be told from a whiteout.
 // Compare: fs/overlayfs/readdir.c:ovl_dir_read_merged().
-func (fs *FS) list(in *inode) ([]dirent, error) {
+func (fs *FS) list(in *inode) ([]dirent, error) { return fs.listAnew(in, false) }
+
+// listAnew is list; anew: positions that nobody can be at any longer may be given up.
+func (fs *FS) listAnew(in *inode, anew bool) ([]dirent, error) {
 	if in.isDead() {
 		return nil, nil
 	}
-	l := lister{fs: fs, in: in, pos: firstName}
+	l := lister{fs: fs, in: in, pos: firstName, anew: anew}
 	if in.upper().exists {
 		d, err := fs.upperDir(in)
 		if err != nil {
@@ -122,7 +141,7 @@ func (fs *FS) list(in *inode) ([]dirent, error) {
 			return nil, fmt.Errorf("read upper directory: %w", err)
 		}
 	}
-	if in.lower != nil {
+	if in.lower != nil && !in.upper().opaque {
 		if err := l.addLower(in.lower); err != nil {
 			return nil, err
 		}
@@ -139,6 +158,7 @@ type lister struct {
 	place   map[string]int // of each name of the upper, in upper; hidden: a whiteout
 	entries []dirent
 	pos     uint64 // of the next name of the lower layers
+	anew    bool   // see listAnew
 }
 
 // hidden is the place of a whiteout.
@@ -163,8 +183,11 @@ func (l *lister) readUpper(d *dirFD) error {
 		}
 		e.ino = l.fs.inos.number(objKey{dev, e.ino})
 		if mapped || isDir(e.mode) && l.in.lower != nil {
-			if err := l.resolve(&e); errors.Is(err, unix.ENOENT) {
-				return nil // it has just gone
+			if err := l.resolve(&e); errors.Is(err, unix.ENOENT) { // it has just gone
+				if l.place != nil {
+					l.place[e.name] = hidden
+				}
+				return nil
 			} // any other error a lookup of the name will tell
 		}
 		if l.place != nil {
@@ -264,7 +287,7 @@ func (l *lister) addUpper() {
 	if len(rest) == 0 {
 		return
 	}
-	l.fs.orders.of(l.in).sort(rest, l.pos, l.fs.orders.now())
+	l.fs.orders.of(l.in).sort(rest, l.pos, l.anew, l.fs.orders.now())
 	l.entries = append(l.entries, rest...)
 }
 

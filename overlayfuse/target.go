@@ -27,22 +27,30 @@ func (fs *FS) data(in *inode) *copyup.File {
 	if f := in.file.Load(); f != nil {
 		return f
 	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if f := in.file.Load(); f != nil {
-		return f
+	for {
+		u := in.upper()
+		state := copyup.Lower
+		switch {
+		case !u.exists || u.data == dataBelow:
+		case u.data == dataPartial:
+			state = copyup.UpperShared
+		default:
+			state = copyup.Upper
+		}
+		f := copyup.New(&target{in: in}, state, &fs.engine) // may log, which needs in.mu
+		in.mu.Lock()
+		now := in.up()
+		if now.exists == u.exists && now.data == u.data {
+			in.file.CompareAndSwap(nil, f)
+			f = in.file.Load()
+		} else {
+			f = nil
+		}
+		in.mu.Unlock()
+		if f != nil {
+			return f
+		}
 	}
-	state := copyup.Lower
-	switch {
-	case !in.up().exists || in.up().data == dataBelow:
-	case in.up().data == dataPartial:
-		state = copyup.UpperShared
-	default:
-		state = copyup.Upper
-	}
-	f := copyup.New(&target{in: in}, state, &fs.engine)
-	in.file.Store(f)
-	return f
 }
 
 // logData is the engine's log.

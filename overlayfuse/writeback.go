@@ -17,21 +17,49 @@ import (
 // kernel checks by opening a file, here nobody does: a file that is not for writing is found out when the data comes.
 // Compare: fs/fuse/inode.c:fuse_get_cache_mask(), fuse_flush_times() of fs/fuse/dir.c (Linux 6.18).
 
-// timeLocks keep a change of data and a change of times of one file apart. Each is for many files. They come before the
-// reservations of copyup.File.
-type timeLocks [64]sync.Mutex
+// timeLocks keep a change of data and a change of times of one file apart. They come before the reservations of copyup.File, and are
+// held across I/O. The zero value is ready.
+type timeLocks struct {
+	mu     sync.Mutex // a leaf
+	byFile map[*inode]*timeLock
+}
 
-// of gives the lock of a file.
-func (l *timeLocks) of(in *inode) *sync.Mutex { return &l[in.seq%uint64(len(l))] }
+// timeLock is of one file that somebody changes.
+type timeLock struct {
+	sync.Mutex
+	users int
+}
+
+// lock takes the lock of a file.
+func (l *timeLocks) lock(in *inode) (unlock func()) {
+	l.mu.Lock()
+	t := l.byFile[in]
+	if t == nil {
+		if l.byFile == nil {
+			l.byFile = map[*inode]*timeLock{}
+		}
+		t = &timeLock{}
+		l.byFile[in] = t
+	}
+	t.users++
+	l.mu.Unlock()
+	t.Lock()
+	return func() {
+		t.Unlock()
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if t.users--; t.users == 0 {
+			delete(l.byFile, in)
+		}
+	}
+}
 
 // untimed changes the data of a file by fn and puts its modification time back, where the kernel tells it.
 func (fs *FS) untimed(in *inode, f *copyup.File, fn func() error) error {
 	if !fs.opensUnasked() {
 		return fn()
 	}
-	mu := fs.times.of(in)
-	mu.Lock()
-	defer mu.Unlock()
+	defer fs.times.lock(in)()
 	before, err := fs.stat(in)
 	if err != nil {
 		return err
@@ -40,6 +68,7 @@ func (fs *FS) untimed(in *inode, f *copyup.File, fn func() error) error {
 		return err
 	}
 	return f.WithUpper(func(real *os.File) error {
+		defer lockAll(in)() // a completion puts the times back that it has found
 		st, err := statAt(int(real.Fd()), "")
 		if err != nil || st.Mtim == before.Mtim {
 			return err

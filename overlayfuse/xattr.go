@@ -87,7 +87,8 @@ func (fs *FS) getXattr(in *inode, name string) ([]byte, error) {
 	return v, nil
 }
 
-// readXattr is the value of a stored attribute of the object whose attributes the inode shows.
+// readXattr is the value of a stored attribute of the object whose attributes the inode shows. A lower one is not compared with what was
+// looked up: see "Changed layers".
 func (fs *FS) readXattr(in *inode, stored string) ([]byte, error) {
 	if in.lower != nil && !in.upper().exists {
 		p, err := fs.lowerPlace(in.lower.top(), in.isDir())

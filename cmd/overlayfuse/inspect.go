@@ -24,7 +24,7 @@ JSON is an array, by ID:
   id, state           mounted, detached (in use, off its mount point), or unmounted (its directories are flushed)
   flush               while one runs: phase, files of files_total, bytes of bytes_total
   fs                  io (passthrough, cached or writeback: how files are read and written), inodes (live), handles
-                      (open; with io=writeback directories alone), kept (files that io=writeback keeps open for a
+                      (open files; 0 with io=writeback), kept (files that io=writeback keeps open for a
                       while), partial and metacopy (of the live inodes); passthrough (handles
                       that the kernel serves), shared (of these, of a lower's own pages), split (live inodes that a
                       write met while they were shared);

@@ -53,7 +53,7 @@ var metrics = []metric{
 			return 0
 		}),
 	gauge("kept_files", "Files that io=writeback keeps open for a while.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Kept) }),
-	gauge("open_handles", "Open files and directories; with io=writeback directories alone.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Handles) }),
+	gauge("open_handles", "Open files; with io=writeback 0, the kernel does not say.", func(fs *overlayfuse.Inspection) int64 { return int64(fs.Handles) }),
 	gauge("passthrough_handles", "Open files that the kernel reads and writes by itself.",
 		func(fs *overlayfuse.Inspection) int64 { return int64(fs.Passthrough) }),
 	gauge("shared_handles", "Open files of a lower that use the lower's own pages.",

@@ -13,6 +13,7 @@ import (
 var dirOps = map[string]op{
 	"ls":       {"PATH", ls},
 	"lstypes":  {"PATH", lstypes},
+	"lsstale":  {"PATH", lsstale},
 	"lsino":    {"PATH", lsino},
 	"count":    {"PATH", count},
 	"opendir":  {"FD PATH", (*process).opendir},
@@ -143,6 +144,24 @@ func lsdup(_ *process, a []string) (string, error) {
 		}
 	}
 	return strings.Join(twice, " "), err
+}
+
+// lsstale answers the names of a listing that are not there.
+func lsstale(_ *process, a []string) (string, error) {
+	all, err := readPath(a[0])
+	if err != nil {
+		return "", err
+	}
+	var stale []string
+	for _, e := range all {
+		var st unix.Stat_t
+		if err := unix.Lstat(a[0]+"/"+e.name, &st); errors.Is(err, unix.ENOENT) {
+			stale = append(stale, e.name)
+		} else if err != nil {
+			return "", err
+		}
+	}
+	return strings.Join(stale, " "), nil
 }
 
 // lschurn lists a directory of files in small steps. After each one it removes a name that was listed and one that was not, makes a new

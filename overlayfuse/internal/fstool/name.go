@@ -28,6 +28,7 @@ var nameOps = map[string]op{
 	"linkfd":   {"FD NEW", (*process).linkfd},
 	"rmtree":   {"PATH", func(_ *process, a []string) (string, error) { return "", os.RemoveAll(a[0]) }},
 	"many":     {"DIR PREFIX COUNT", many},
+	"fewer":    {"DIR PREFIX FROM TO", fewer},
 	"layers":   {"COUNT", layers},
 	"long":     {"COUNT CHAR", long},
 }
@@ -197,6 +198,24 @@ func many(_ *process, a []string) (string, error) {
 			return "", err
 		}
 		if err := unix.Close(fd); err != nil {
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// fewer removes what many has made, from one number up to another.
+func fewer(_ *process, a []string) (string, error) {
+	from, err := number(a[2])
+	if err != nil {
+		return "", err
+	}
+	to, err := number(a[3])
+	if err != nil {
+		return "", err
+	}
+	for i := from; i < to; i++ {
+		if err := unix.Unlink(fmt.Sprintf("%s/%s%04d", a[0], a[1], i)); err != nil {
 			return "", err
 		}
 	}
