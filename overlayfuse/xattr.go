@@ -87,6 +87,24 @@ func (fs *FS) getXattr(in *inode, name string) ([]byte, error) {
 	return v, nil
 }
 
+// listStored are the stored names of readXattr's object.
+func (fs *FS) listStored(in *inode) ([]string, error) {
+	if in.lower != nil && !in.upper().exists {
+		p, err := fs.lowerPlace(in.lower.top(), in.isDir())
+		if err != nil {
+			return nil, err
+		}
+		defer p.release()
+		return p.object().list()
+	}
+	fd, _, err := fs.openPath(in)
+	if err != nil {
+		return nil, err
+	}
+	defer closeFD(fd)
+	return listXattrFD(fd)
+}
+
 // readXattr is the value of a stored attribute of the object whose attributes the inode shows. A lower one is not compared with what was
 // looked up: see "Changed layers".
 func (fs *FS) readXattr(in *inode, stored string) ([]byte, error) {
@@ -131,12 +149,7 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 }
 
 func (fs *FS) listXattr(in *inode) ([]string, error) {
-	fd, _, err := fs.openPath(in)
-	if err != nil {
-		return nil, err
-	}
-	defer closeFD(fd)
-	stored, err := listXattrFD(fd)
+	stored, err := fs.listStored(in)
 	if err != nil {
 		return nil, fmt.Errorf("list xattrs: %w", err)
 	}

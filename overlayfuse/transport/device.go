@@ -11,19 +11,15 @@ import (
 
 // Opcodes of the protocol (include/uapi/linux/fuse.h) that mean something to the transport.
 const (
-	opForget        = 2
-	opRelease       = 18
-	opFsync         = 20
-	opInit          = 26
-	opReleaseDir    = 29
-	opFsyncDir      = 30
-	opSetLkW        = 33
-	opInterrupt     = 36
-	opBatchForget   = 42
-	opFallocate     = 43
-	opCopyFileRange = 47
-	opSyncFS        = 50
-	opCount         = 64 // more than there are
+	opForget      = 2
+	opRelease     = 18
+	opInit        = 26
+	opReleaseDir  = 29
+	opSetLkW      = 33
+	opInterrupt   = 36
+	opBatchForget = 42
+	opSyncFS      = 50
+	opCount       = 64 // more than there are
 )
 
 const (

@@ -114,7 +114,21 @@ func TestSlownessNeedsManySlowRequests(t *testing.T) {
 	if s.expect(op) {
 		t.Error("still expected to be slow")
 	}
-	if !s.expect(opFsync) || s.expect(opCount+5) {
-		t.Error("fsync is slow, and an unknown opcode is not")
+	if !s.expect(opSetLkW) || s.expect(opCount+5) {
+		t.Error("what waits for a lock is slow, and an unknown opcode is not")
+	}
+}
+
+func TestSlownessCountsWhatWasRelieved(t *testing.T) {
+	const op = 20
+	s := &Server{}
+	for range slowFrom / slowWeight {
+		if s.slow.expect(op) {
+			t.Fatal("expected to be slow too early")
+		}
+		s.sample(&worker{reader: false}, op, 2*tick)
+	}
+	if !s.slow.expect(op) {
+		t.Error("a kind of which the reader had to be relieved is not expected to be slow")
 	}
 }

@@ -54,6 +54,10 @@ func (s *Server) sample(w *worker, opcode uint32, took time.Duration) {
 	if w.count++; w.count%sampled != 0 && !slow {
 		return
 	}
+	if slow && s.relieved(w) { // for a tick or two, others may have waited
+		s.slow.slow(opcode)
+		return
+	}
 	if took < costly || !await(s.fd, 0) {
 		w.crowd = 0
 		return

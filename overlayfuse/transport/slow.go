@@ -23,7 +23,7 @@ type slowness [opCount]atomic.Int32
 // expect tells whether a request is likely to be slow.
 func (s *slowness) expect(opcode uint32) bool {
 	switch opcode {
-	case opFsync, opFsyncDir, opSyncFS, opSetLkW, opFallocate, opCopyFileRange:
+	case opSyncFS, opSetLkW:
 		return true
 	}
 	return opcode < opCount && s[opcode].Load() >= slowFrom

@@ -135,6 +135,13 @@ func (s *Server) stays(w *worker) bool {
 	return w.reader
 }
 
+// relieved tells whether w is a reader no longer.
+func (s *Server) relieved(w *worker) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !w.reader
+}
+
 // rests leaves the connection to the hub, for w, its only reader.
 func (s *Server) rests(w *worker) bool {
 	s.mu.Lock()
