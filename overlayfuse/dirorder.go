@@ -15,10 +15,7 @@ import (
 //	1, 2         "." and ".."
 //	3 + i        the i-th name of the merged lower directory, hidden or not: it never changes
 //	3 + n + k    the k-th name that the upper alone has had, of n in the lower
-const (
-	dotEntries = 2
-	firstName  = dotEntries + 1
-)
+const firstName = 3
 
 // upperOrder is the names that the upper alone has had in one directory, by the order in which they were first listed, as hashes: a name
 // that is gone keeps its place, and gets it again if it comes back.

@@ -87,41 +87,30 @@ func (fs *FS) getXattr(in *inode, name string) ([]byte, error) {
 	return v, nil
 }
 
-// listStored are the stored names of readXattr's object.
-func (fs *FS) listStored(in *inode) ([]string, error) {
-	if in.lower != nil && !in.upper().exists {
-		p, err := fs.lowerPlace(in.lower.top(), in.isDir())
-		if err != nil {
-			return nil, err
-		}
-		defer p.release()
-		return p.object().list()
-	}
-	fd, _, err := fs.openPath(in)
-	if err != nil {
-		return nil, err
-	}
-	defer closeFD(fd)
-	return listXattrFD(fd)
+// readXattr is the value of a stored attribute of the object whose attributes the inode shows.
+func (fs *FS) readXattr(in *inode, stored string) ([]byte, error) {
+	return onShown(fs, in, func(o objectAt) ([]byte, error) { return getXattr(o, stored) },
+		func(fd int) ([]byte, error) { return getXattrFD(fd, stored) })
 }
 
-// readXattr is the value of a stored attribute of the object whose attributes the inode shows. A lower one is not compared with what was
-// looked up: see "Changed layers".
-func (fs *FS) readXattr(in *inode, stored string) ([]byte, error) {
+// onShown reads something of the object whose attributes the inode shows: of a lower one by its name, which is not compared with what
+// was looked up (see "Changed layers"), of an upper one, which may be renamed meanwhile, by an O_PATH descriptor.
+func onShown[T any](fs *FS, in *inode, lower func(o objectAt) (T, error), upper func(fd int) (T, error)) (T, error) {
+	var none T
 	if in.lower != nil && !in.upper().exists {
 		p, err := fs.lowerPlace(in.lower.top(), in.isDir())
 		if err != nil {
-			return nil, err
+			return none, err
 		}
 		defer p.release()
-		return getXattr(p.object(), stored)
+		return lower(p.object())
 	}
 	fd, _, err := fs.openPath(in)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	defer closeFD(fd)
-	return getXattrFD(fd, stored)
+	return upper(fd)
 }
 
 // ListXAttr lists names. Those of the trusted namespace are for the privileged, as with every file system.
@@ -149,7 +138,7 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint3
 }
 
 func (fs *FS) listXattr(in *inode) ([]string, error) {
-	stored, err := fs.listStored(in)
+	stored, err := onShown(fs, in, objectAt.list, listXattrFD)
 	if err != nil {
 		return nil, fmt.Errorf("list xattrs: %w", err)
 	}

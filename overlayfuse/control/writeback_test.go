@@ -20,6 +20,20 @@ func writebackSpec(t *testing.T, p *process, dir string) Spec {
 	return s
 }
 
+// openWritten opens "big" of a writebackSpec, and writes into it what is not in the upper yet.
+func openWritten(t *testing.T, s Spec) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(s.MountPoint+"/big", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() }) // it may be closed
+	if _, err := f.WriteAt([]byte("written"), 1000); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // wantUpper compares a file of the upper: text at off, and the lower's around it.
 func wantUpper(t *testing.T, s Spec, text string, off int) {
 	t.Helper()
@@ -36,14 +50,7 @@ func TestFlushWritesBack(t *testing.T) {
 	dir := t.TempDir()
 	p := startServer(t, dir)
 	s := writebackSpec(t, p, dir)
-	f, err := os.OpenFile(s.MountPoint+"/big", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }() // it may be closed
-	if _, err := f.WriteAt([]byte("written"), 1000); err != nil {
-		t.Fatal(err)
-	}
+	f := openWritten(t, s)
 	if _, err := os.Lstat(s.Upper + "/big"); !os.IsNotExist(err) {
 		t.Fatalf("it was written through: %v", err)
 	}
@@ -78,13 +85,7 @@ func TestUnmountWritesBack(t *testing.T) {
 	dir := t.TempDir()
 	p := startServer(t, dir)
 	s := writebackSpec(t, p, dir)
-	f, err := os.OpenFile(s.MountPoint+"/big", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("written"), 1000); err != nil {
-		t.Fatal(err)
-	}
+	f := openWritten(t, s)
 	var shown, stored unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &shown); err != nil {
 		t.Fatal(err)
