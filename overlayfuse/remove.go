@@ -52,7 +52,7 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 	if err := fs.copyUp(p); err != nil {
 		return err
 	}
-	if err := fs.beforeLosing(in); err != nil {
+	if err := fs.beforeLosing(in, p, name); err != nil {
 		return err
 	}
 	defer lockAll(in, p)()
@@ -71,9 +71,12 @@ func (fs *FS) removeName(p *inode, name string, dir bool) error {
 }
 
 // beforeLosing gets an object ready to lose a name: a file that has more of them in a lower layer needs an upper to count
-// them on.
-func (fs *FS) beforeLosing(in *inode) error {
-	if in.upper().exists || in.lower == nil {
+// them on, and one that has more of them in the upper is to keep those.
+func (fs *FS) beforeLosing(in, p *inode, name string) error {
+	if in.upper().exists {
+		return fs.logLinked(in, p, name)
+	}
+	if in.lower == nil {
 		return nil
 	}
 	if !in.isDir() && in.lower.st.Nlink > 1 {

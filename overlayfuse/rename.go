@@ -116,6 +116,9 @@ func (fs *FS) prepareRename(from, to *side, flags uint) error {
 	if err := fs.markFollow(from.in); err != nil {
 		return err
 	}
+	if err := fs.logUpper(from.in, from.parent, from.name); err != nil {
+		return err
+	}
 	switch {
 	case to.in == nil:
 		return nil
@@ -123,13 +126,16 @@ func (fs *FS) prepareRename(from, to *side, flags uint) error {
 		if err := fs.copyUp(to.in); err != nil {
 			return err
 		}
-		return fs.markFollow(to.in)
+		if err := fs.markFollow(to.in); err != nil {
+			return err
+		}
+		return fs.logUpper(to.in, to.parent, to.name)
 	case to.in.isDir():
 		if err := fs.checkEmpty(to.in); err != nil {
 			return err
 		}
 	}
-	return fs.beforeLosing(to.in)
+	return fs.beforeLosing(to.in, to.parent, to.name)
 }
 
 // readyToMove gives an object that changes its place the marks that it needs there, and a name of its own in the upper.

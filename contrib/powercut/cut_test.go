@@ -44,9 +44,9 @@ func TestPowerCut(t *testing.T) {
 		t.Run(fstype, func(t *testing.T) {
 			began := time.Now()
 			h := newHost(t, fstype)
-			cuts, ops := count(t, envCuts, 12), 0
-			for n := 0; n < cuts && !t.Failed(); n += cutsPerLoad {
-				ops += h.powerCuts(t, c, n, min(cutsPerLoad, cuts-n))
+			first, cuts, ops := count(t, envFirst, 0)/cutsPerLoad*cutsPerLoad, count(t, envCuts, 12), 0
+			for n := first; n < first+cuts && !t.Failed(); n += cutsPerLoad {
+				ops += h.powerCuts(t, c, n, min(cutsPerLoad, first+cuts-n))
 			}
 			t.Logf("%s: %d cuts, %d operations, %v", fstype, cuts, ops, time.Since(began).Round(time.Second))
 		})

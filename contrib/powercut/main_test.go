@@ -17,6 +17,7 @@ const (
 	envRole   = "POWERCUT_ROLE" // of this process: see TestMain
 	envSeed   = "POWERCUT_SEED"
 	envCuts   = "POWERCUT_CUTS"
+	envFirst  = "POWERCUT_FIRST"
 	envKills  = "POWERCUT_KILLS"
 	envFS     = "POWERCUT_FS"
 	envBinary = "POWERCUT_BINARY"

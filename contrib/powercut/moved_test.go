@@ -1,0 +1,152 @@
+package powercut_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// movedObjects are what the lower directory of TestMovedKeepsAName has: a file's content is its own name.
+var movedObjects = []string{"a", "b", "d/f", "l"}
+
+// makeMoved makes them. l is a symlink to its own name.
+func makeMoved(dir string) error {
+	err := os.MkdirAll(filepath.Join(dir, "d"), 0o755)
+	for _, name := range movedObjects {
+		path := filepath.Join(dir, name)
+		if name == "l" {
+			err = errors.Join(err, os.Symlink(name, path))
+			continue
+		}
+		err = errors.Join(err, os.WriteFile(path, []byte(name), 0o600))
+	}
+	return err
+}
+
+// findMoved are the objects that a tree has, under whatever name.
+func findMoved(dir string) (found []string, err error) {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		if e.Type() == fs.ModeSymlink {
+			text, err := os.Readlink(path)
+			found = append(found, text)
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if len(text) < 8 { // the base has files of its own
+			found = append(found, string(text))
+		}
+		return err
+	})
+	return found, err
+}
+
+// syncPath is fsync(2).
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// TestMovedKeepsAName moves an object of the lower directory, gives its name to another, syncs only that, and cuts the power:
+// nobody removed the first, so it must be there, under its old name or its new one.
+func TestMovedKeepsAName(t *testing.T) {
+	needRoot(t)
+	c := theBinary(t)
+	write := func(name string) error { return os.WriteFile(name, []byte("new"), 0o600) }
+	tests := []struct {
+		name string
+		do   func() error // in the overlay's directory
+	}{
+		{"rename over the old name", func() error {
+			return errors.Join(os.Rename("a", "n"), os.Rename("b", "a"), syncPath("a"))
+		}},
+		{"create at the old name", func() error { return errors.Join(os.Rename("a", "n"), write("a"), syncPath("a")) }},
+		{"written and renamed twice", func() error {
+			f, err := os.OpenFile("a", os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteString("a")
+			return errors.Join(err, f.Close(), os.Rename("a", "n"), os.Rename("n", "o"), os.Rename("b", "a"), syncPath("a"))
+		}},
+		{"link and rename over", func() error {
+			return errors.Join(os.Link("a", "n"), os.Rename("b", "a"), syncPath("a"))
+		}},
+		{"link and remove", func() error {
+			return errors.Join(os.Link("a", "n"), os.Remove("a"), write("a"), syncPath("a"))
+		}},
+		{"link elsewhere and remove", func() error {
+			return errors.Join(os.Link("d/f", "n"), os.Remove("d/f"), syncPath("d"))
+		}},
+		{"exchange", func() error {
+			return errors.Join(unix.Renameat2(unix.AT_FDCWD, "a", unix.AT_FDCWD, "b", unix.RENAME_EXCHANGE), syncPath("a"))
+		}},
+		{"symlink", func() error { return errors.Join(os.Rename("l", "n"), write("l"), syncPath("l")) }},
+		{"directory", func() error {
+			return errors.Join(os.Rename("d", "n"), os.Mkdir("d", 0o755), write("d/x"), syncPath("d/x"))
+		}},
+		{"out of a directory", func() error { return errors.Join(os.Rename("d/f", "n"), write("d/f"), syncPath("d/f")) }},
+	}
+	for _, fstype := range fileSystems() {
+		h := newHost(t, fstype)
+		for _, test := range tests {
+			t.Run(fstype+"/"+test.name, func(t *testing.T) {
+				found, err := h.cutAfter(c, test.do)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, o := range movedObjects {
+					if !slices.Contains(found, o) {
+						t.Errorf("%q has no name any more: found %q", o, found)
+					}
+				}
+			})
+		}
+	}
+}
+
+// cutAfter runs do in an overlay over the objects, cuts the power, and is what is found in it then.
+func (h *host) cutAfter(c command, do func() error) (found []string, err error) {
+	image, copied := filepath.Join(h.root, "disk.img"), filepath.Join(h.root, "cut.img")
+	if err := clone(h.base, image); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.Remove(image)) }()
+	if err := h.withDisk(image, func(disk string) error { return makeMoved(filepath.Join(disk, "lower")) }); err != nil {
+		return nil, err
+	}
+	err = h.withDisk(image, func(disk string) error {
+		return h.withOverlay(c, disk, "", func(dir string) (err error) {
+			back, err := os.Getwd()
+			if err != nil {
+				return err
+			}
+			if err := os.Chdir(dir); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, os.Chdir(back)) }()
+			return errors.Join(do(), clone(image, copied))
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.Remove(copied)) }()
+	err = h.withDisk(copied, func(disk string) error {
+		if err := c.check(disk); err != nil {
+			return err
+		}
+		return h.withOverlay(c, disk, "", func(dir string) (err error) { found, err = findMoved(dir); return err })
+	})
+	return found, err
+}
