@@ -201,6 +201,7 @@ func (fs *FS) plain(p *inode, d *dirFD, o newObject) (bool, error) {
 func (fs *FS) entered(p *inode, name string, st *unix.Stat_t) *inode {
 	n := fs.upperInode(st)
 	n.absent.note(absentCapability)
+	n.above.named = true // it never had another name
 	return fs.tab.intern(n, alias{parent: p, name: name, upper: true})
 }
 

@@ -92,7 +92,9 @@
 // A new object and a copied-up one are made in work/work and get their name in one step. A copied-up file has no data then, and says so by
 // its marks (marks.go); what its data needs of their order is argued in package copyup. What is left in work/work is removed at the
 // next mount. The count of names of an indexed file (index.go) may be too large after a crash, never too small. On btrfs, a whiteout of
-// a renamed file may be lost although the file was synced under its new name, as with the kernel's overlayfs: both names then show.
+// a renamed file may be lost although the file was synced under its new name, as with the kernel's overlayfs: both names then show. What
+// else btrfs's log of single inodes could lose is synced on purpose (logged.go): a moved lower object whose old name another one took,
+// and what was synced in a directory that a commit found in work/work. The kernel's overlayfs loses both (contrib/powercut).
 //
 // # Deviations from the kernel's overlayfs
 //

@@ -32,7 +32,10 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if !n.upper().exists || fs.cfg.Volatile {
 		return fuse.OK
 	}
-	return fs.fail("fsyncdir", n, fs.syncUpper(n))
+	if err := fs.syncUpper(n); err != nil {
+		return fs.fail("fsyncdir", n, err)
+	}
+	return fs.fail("fsyncdir", n, fs.syncAbove(n))
 }
 
 // ReadDir gives names, types and inode numbers.

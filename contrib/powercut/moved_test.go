@@ -101,52 +101,33 @@ func TestMovedKeepsAName(t *testing.T) {
 		h := newHost(t, fstype)
 		for _, test := range tests {
 			t.Run(fstype+"/"+test.name, func(t *testing.T) {
-				found, err := h.cutAfter(c, test.do)
+				do := func(_, dir string) error { return inDir(dir, test.do) }
+				err := h.cutAfter(c, makeMoved, do, func(dir string) error {
+					found, err := findMoved(dir)
+					for _, o := range movedObjects {
+						if !slices.Contains(found, o) {
+							t.Errorf("%q has no name any more: found %q", o, found)
+						}
+					}
+					return err
+				})
 				if err != nil {
 					t.Fatal(err)
-				}
-				for _, o := range movedObjects {
-					if !slices.Contains(found, o) {
-						t.Errorf("%q has no name any more: found %q", o, found)
-					}
 				}
 			})
 		}
 	}
 }
 
-// cutAfter runs do in an overlay over the objects, cuts the power, and is what is found in it then.
-func (h *host) cutAfter(c command, do func() error) (found []string, err error) {
-	image, copied := filepath.Join(h.root, "disk.img"), filepath.Join(h.root, "cut.img")
-	if err := clone(h.base, image); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, os.Remove(image)) }()
-	if err := h.withDisk(image, func(disk string) error { return makeMoved(filepath.Join(disk, "lower")) }); err != nil {
-		return nil, err
-	}
-	err = h.withDisk(image, func(disk string) error {
-		return h.withOverlay(c, disk, "", func(dir string) (err error) {
-			back, err := os.Getwd()
-			if err != nil {
-				return err
-			}
-			if err := os.Chdir(dir); err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, os.Chdir(back)) }()
-			return errors.Join(do(), clone(image, copied))
-		})
-	})
+// inDir runs do in a directory.
+func inDir(dir string, do func() error) (err error) {
+	back, err := os.Getwd()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer func() { err = errors.Join(err, os.Remove(copied)) }()
-	err = h.withDisk(copied, func(disk string) error {
-		if err := c.check(disk); err != nil {
-			return err
-		}
-		return h.withOverlay(c, disk, "", func(dir string) (err error) { found, err = findMoved(dir); return err })
-	})
-	return found, err
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Chdir(back)) }()
+	return do()
 }
