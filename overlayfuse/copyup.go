@@ -136,10 +136,12 @@ func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made int, err er
 	return t.fd, nil
 }
 
-// syncsByInode tells that an fsync of the descriptor with which an unnamed file was made is one of the name that it got later, too. On
-// btrfs it is not: it logs the directories above the descriptor's dentry, which is in the workdir still, and the new name's may be lost
-// with all that was synced in them (fs/btrfs/tree-log.c:log_new_ancestors_fast(), Linux 6.18; found by contrib/powercut).
-func (fs *FS) syncsByInode() bool {
+// keepsOrder tells that the upper's file system keeps all changes of names and attributes in their order over a crash: one journal has
+// them. btrfs logs single inodes (logged.go); of others nothing is known. And an fsync of the descriptor with which an unnamed file was
+// made is one of the name that it got later only where this holds: btrfs logs the directories above the descriptor's dentry, which is in
+// the workdir still, and the new name's may be lost with all that was synced in them (fs/btrfs/tree-log.c:log_new_ancestors_fast(),
+// Linux 6.18; found by contrib/powercut).
+func (fs *FS) keepsOrder() bool {
 	switch fs.layers.upper.fsType {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
 		return true

@@ -120,8 +120,7 @@ func (fs *FS) openEngine() error {
 	if fs.engine.Unit == 0 {
 		fs.log.WithField("path", fs.layers.upper.path).Warn("the upper's file system does not tell data from holes: files are copied up whole")
 	}
-	btrfs := fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
-	fs.engine.LooseNames, fs.engine.StaleTails = btrfs, btrfs
+	fs.engine.LooseNames, fs.engine.StaleTails = !fs.keepsOrder(), fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
 	if !fs.readOnly() {
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}

@@ -147,7 +147,7 @@ func (fs *FS) staged(made int) *os.File {
 	switch {
 	case made < 0:
 		return nil
-	case fs.syncsByInode():
+	case fs.keepsOrder():
 		return os.NewFile(uintptr(made), "staged")
 	}
 	closeFD(made)
