@@ -42,8 +42,8 @@ func benchTransport(args []string) int {
 	if err == nil {
 		r := &transportRun{count: *count, samples: map[string][]values{},
 			bench: &bench{settings: s, ctx: ctx, base: base, lowers: map[string]*lower{}}}
-		if err = withRings(r.run); err == nil {
-			table := r.table()
+		if err = errors.Join(withRings(r.run), r.reads()); err == nil {
+			table := r.table() + r.readTable()
 			fmt.Print(table)
 			if *out != "" {
 				err = os.WriteFile(*out, []byte(table), 0o644)

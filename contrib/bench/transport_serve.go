@@ -39,8 +39,10 @@ func init() {
 	workers["transport-burn"] = burn
 }
 
-func serveGoFuse(dev int) error {
-	s, err := fuse.NewServer(newTransportFS(), fmt.Sprintf("/dev/fd/%d", dev), transportOptions())
+func serveGoFuse(dev int) error { return serveGoFuseOn(newTransportFS(), dev, transportOptions()) }
+
+func serveGoFuseOn(fs fuse.RawFileSystem, dev int, o *fuse.MountOptions) error {
+	s, err := fuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", dev), o)
 	if err != nil {
 		return err
 	}
@@ -48,8 +50,10 @@ func serveGoFuse(dev int) error {
 	return nil
 }
 
-func serveOurs(dev int, o *transport.Options) error {
-	s, err := transport.New(newTransportFS(), transportOptions(), dev, o)
+func serveOurs(dev int, o *transport.Options) error { return serveOursOn(newTransportFS(), dev, o) }
+
+func serveOursOn(fs fuse.RawFileSystem, dev int, o *transport.Options) error {
+	s, err := transport.New(fs, transportOptions(), dev, o)
 	if err == nil {
 		err = s.Init()
 	}
@@ -65,13 +69,19 @@ func serveTransport(args []string) (values, error) {
 	if err != nil {
 		return nil, err
 	}
-	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	dev, err := mountBench(args[1])
 	if err != nil {
 		return nil, err
 	}
-	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", dev)
-	if err := unix.Mount("bench", args[1], "fuse.bench", 0, data); err != nil {
-		return nil, err
-	}
 	return values{}, transports[i].serve(dev)
+}
+
+// mountBench mounts on a directory, for a server that is to come, and gives the connection.
+func mountBench(dir string) (dev int, err error) {
+	dev, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	data := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other", dev)
+	return dev, unix.Mount("bench", dir, "fuse.bench", 0, data)
 }

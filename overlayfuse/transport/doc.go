@@ -77,12 +77,17 @@
 //     ticks a second already; by a timer of the runtime a thousand do not show.
 //   - A locked thread (runtime.LockOSThread) is no faster than a goroutine that makes raw calls, and slower where all
 //     processors of the scheduler are in use.
-//   - FUSE over io_uring (a ring and a thread on each CPU, the answer fetches the next request) has no lower latency for one client: 34
-//     against 28 µs for an open and close, 14 to 17 µs for a request with a small answer, the same. With two and more clients it serves
-//     a tenth to a fifth more, and beside processes that compute it keeps a 99th percentile of 50 µs. It is not used: the thread whose
-//     entry of a queue has a request is the only one that can take it, so what holds up a thread (a read from a slow disk, a dead file
-//     system below) holds up others on that CPU, of other mounts too where they share threads, and threads for each mount and CPU are
-//     not for idle ones; FORGET comes by the device in any case; and it is off unless root sets fuse.enable_uring.
+//   - FUSE over io_uring (a ring and a thread on each CPU, the answer fetches the next request) needs half of the CPU time, for the
+//     server runs where the request was made and nobody wakes another CPU: 10 to 12 µs for a request with a small answer where ours
+//     takes 12 to 18, 34 for an open and close (28 to 57), with two and more clients a fifth to twice as many, and beside processes that
+//     compute it keeps a 99th percentile of 50 µs. It is not used, because a session would not survive its server: what was read
+//     through a ring is not sent again. FUSE_NOTIFY_RESEND knows the requests of devices only (fs/fuse/dev.c:fuse_resend(), Linux
+//     6.18); tried with a server that was killed and one that took over with rings of its own, new requests are served, and a lookup
+//     that was under way hangs for ever, also when its caller is killed. Besides, the thread whose entry of a queue has a request is the
+//     only one that can take it, so each thread may have one entry only, and an idle mount would keep a thread for each CPU; and it is
+//     off unless root sets fuse.enable_uring.
+//   - To splice a file's data to the reply, in place of copying it, gains nothing: with go-fuse's server a read of 1 MiB takes as long,
+//     and one of 4 KiB no less.
 //   - That a request is there already when a reader comes back says nothing of a second client: on one CPU, the write of
 //     the reply lets the client run, and send the next one, before it returns. Hence sample looks before it replies.
 //   - Where requests are cheap, a second reader takes from the clients the CPU that it uses. Hence only costly ones call for it.
@@ -100,6 +105,5 @@
 //
 // # What it is not
 //
-// It does not mount (overlayfuse/mount.go). It does not splice: replies are written from the buffer that the file system
-// filled. A file system's Init is not called, for it takes go-fuse's Server.
+// It does not mount (overlayfuse/mount.go). It does not splice: replies are written from the buffer that the file system filled. A file system's Init is not called, for it takes go-fuse's Server.
 package transport
