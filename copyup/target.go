@@ -80,7 +80,7 @@ type Options struct {
 	// PartialAbove is the size in bytes up to which the whole file is copied at the first write fault.
 	PartialAbove int64
 	// LooseNames: a crash may leave a new upper's name and marks without its size and its extents, because an fsync of another
-	// file wrote them (btrfs). No file is then made plain before it was synced itself; who makes the Target gives an upper
+	// file wrote them (btrfs; assumed of file systems that are not known). No file is then made plain before it was synced itself; who makes the Target gives an upper
 	// that is marked and has lost its size the lower's again.
 	LooseNames bool
 	// StaleTails: the file system leaves on the disk what a truncation cuts off within the last block, and shows it again after a

@@ -201,7 +201,6 @@ func (fs *FS) plain(p *inode, d *dirFD, o newObject) (bool, error) {
 func (fs *FS) entered(p *inode, name string, st *unix.Stat_t) *inode {
 	n := fs.upperInode(st)
 	n.absent.note(absentCapability)
-	n.above.named = true // it never had another name
 	return fs.tab.intern(n, alias{parent: p, name: name, upper: true})
 }
 
@@ -345,11 +344,7 @@ func (fs *FS) place(t *temp, d *dirFD, name string) error {
 		return err
 	}
 	work := fs.layers.temp.fd
-	var now unix.Stat_t
-	if now, err = statAt(t.fd, ""); err != nil {
-		return fmt.Errorf("stat new object: %w", err)
-	}
-	if !isDir(now.Mode) {
+	if !t.dir {
 		if err := unix.Renameat2(work, t.name, d.fd, name, 0); err != nil {
 			return wrapName(name, err)
 		}
@@ -357,7 +352,11 @@ func (fs *FS) place(t *temp, d *dirFD, name string) error {
 		return nil
 	}
 	// A directory does not replace a file: they change places, and the whiteout goes with the temporary name.
-	return wrapName(name, unix.Renameat2(work, t.name, d.fd, name, unix.RENAME_EXCHANGE))
+	if err := unix.Renameat2(work, t.name, d.fd, name, unix.RENAME_EXCHANGE); err != nil {
+		return wrapName(name, err)
+	}
+	fs.keepPlace(t.fd)
+	return nil
 }
 
 // nameTemp gives an unnamed file a temporary name, for renames.

@@ -16,6 +16,7 @@
 //	inode.go alias.go inode_map.go table.go   the objects that the kernel knows, their identity and names
 //	place.go dirfd.go      where an object's real file is, as a descriptor
 //	copyup.go dress.go install.go temp.go   how an object gets an upper
+//	logged.go              what is synced where the upper's file system logs single inodes (btrfs)
 //	target.go file.go ioctl.go   a regular file's data
 //	iomode.go backing.go   in which mode it is opened; the kernel's hold of real files
 //	open_files.go writeback.go   io=writeback: files that nobody opens, data and times that come late

@@ -88,12 +88,6 @@ func (fs *FS) prepareOpen(in *inode, f *copyup.File, o openRequest) (a opening, 
 			}
 		}
 	}
-	if fs.passthrough && canWrite(o.flags) && f.State() == copyup.Upper {
-		// What O_SYNC and msync(2) do with the real file is not asked of us.
-		if err := fs.syncAbove(in); err != nil {
-			return a, err
-		}
-	}
 	return fs.openIO(in, f, &o, setID)
 }
 
@@ -186,11 +180,6 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 			return 0, fs.fail("write", h.in, err)
 		}
 	}
-	if syncMode(in) != copyup.SyncNone {
-		if err := fs.syncAbove(h.in); err != nil {
-			return 0, fs.fail("write", h.in, err)
-		}
-	}
 	return uint32(n), fuse.OK
 }
 
@@ -266,10 +255,7 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if err := h.data.Sync(in.FsyncFlags&dataOnly != 0); err != nil {
 		return fs.fail("fsync", h.in, err)
 	}
-	if err := fs.syncMetacopy(h); err != nil {
-		return fs.fail("fsync", h.in, err)
-	}
-	return fs.fail("fsync", h.in, fs.syncAbove(h.in))
+	return fs.fail("fsync", h.in, fs.syncMetacopy(h))
 }
 
 // syncMetacopy makes the attributes of an upper without data durable.

@@ -124,7 +124,7 @@ func (fs *FS) openEngine() error {
 	if !fs.readOnly() {
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}
-	return nil
+	return fs.settleNames()
 }
 
 func (fs *FS) openRoot() error {

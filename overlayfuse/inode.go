@@ -70,7 +70,6 @@ type above struct {
 	upperObj
 	counted *linkCount // see links
 	pin     *dirFD     // an O_PATH descriptor that reaches the upper object whatever happens to its names
-	named   bool       // directories: no crash shows it in the workdir again, see syncAbove
 }
 
 // upperObj is the object of the upper, if there is one.

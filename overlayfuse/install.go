@@ -71,6 +71,9 @@ func (fs *FS) giveName(t *temp, dir int, name string) error {
 	err := unix.Renameat2(work, t.name, dir, name, unix.RENAME_NOREPLACE)
 	if err == nil {
 		t.name = ""
+		if t.dir {
+			fs.keepPlace(t.fd)
+		}
 	}
 	return err
 }

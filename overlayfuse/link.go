@@ -46,12 +46,16 @@ func (fs *FS) link(in, p *inode, name string) error {
 	if p.isDead() {
 		return unix.ENOENT
 	}
+	_, named := in.firstAlias()
 	if err := fs.linkLocked(in, p, name); err != nil {
 		return err
 	}
 	fs.tab.link(in, alias{parent: p, name: name, upper: true})
 	fs.tab.ref(in)
 	fs.dropPin(in)
+	if !named {
+		fs.logNamed(in)
+	}
 	return nil
 }
 

@@ -1,22 +1,28 @@
 package overlayfuse
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// logUpper syncs the upper of in, which is about to lose a name that a lower layer has and to keep or get another, where the file
-// system can make whatever takes that name durable without the upper's new name: after a crash the object would have neither.
+// What is here is for an upper on a file system that logs single inodes (copyup.Options.LooseNames): btrfs, whose fsync makes durable what
+// it is called for, and not what was done before it. ext4 and xfs keep all changes of names in their order. All of it was found by
+// contrib/powercut; sources: fs/btrfs/tree-log.c (Linux 6.18).
+
+// logsInodes tells that the upper is on such a file system, and is to survive a crash.
+func (fs *FS) logsInodes() bool { return fs.engine.LooseNames && !fs.engine.Volatile }
+
+// logUpper syncs the upper of in, which is about to lose a name that a lower layer has and to keep or get another. Whatever takes that name
+// can be made durable without the upper's new name: after a crash the object would have neither.
 //
-// btrfs logs inode by inode. Of an object that a transaction knows it logs the new name too when another file takes the old one, of
-// one that was made since the last commit only if it was logged since; and to us each copy-up is a new object of an old file.
-// (fs/btrfs/tree-log.c:btrfs_check_ref_name_override(), btrfs_log_new_name(), Linux 6.18; found by contrib/powercut.) ext4 and xfs
-// keep all changes of names in their order. An upper that is on the disk costs no wait.
-//
-// dst is the directory in which it gets its other name; nil: it has one.
-func (fs *FS) logUpper(in, p *inode, name string, dst *inode) error {
-	if !fs.engine.LooseNames || fs.engine.Volatile || !in.upper().exists {
+// Of an object that the last commit knows btrfs logs the new name too when another takes the old one, of one that was made since then
+// only if it was logged since (btrfs_check_ref_name_override(), btrfs_log_new_name()); and to it each copy-up is a new object.
+func (fs *FS) logUpper(in, p *inode, name string) error {
+	if !fs.logsInodes() || !in.upper().exists {
 		return nil
 	}
 	lower, err := fs.lookupLower(p, name)
@@ -27,17 +33,7 @@ func (fs *FS) logUpper(in, p *inode, name string, dst *inode) error {
 	if in.typ != unix.S_IFREG && !in.isDir() {
 		what = p // with its names; the object itself can't be opened
 	}
-	err = fs.syncUpper(what)
-	switch {
-	case err != nil && in.isDead():
-		return nil // nobody looks for it
-	case err != nil:
-	case dst != nil:
-		err = fs.syncNamed(dst)
-	default:
-		err = fs.syncAbove(in)
-	}
-	if err != nil {
+	if err := fs.logObject(what); err != nil && !in.isDead() {
 		return fmt.Errorf("before %q loses its name: %w", name, err)
 	}
 	return nil
@@ -45,61 +41,99 @@ func (fs *FS) logUpper(in, p *inode, name string, dst *inode) error {
 
 // logLinked is logUpper of a file that keeps other names in the upper.
 func (fs *FS) logLinked(in, p *inode, name string) error {
-	if !fs.engine.LooseNames || in.isDir() {
+	if !fs.logsInodes() || in.isDir() {
 		return nil
 	}
 	if st, err := fs.stat(in); err != nil || st.Nlink < 2 {
 		return err
 	}
-	return fs.logUpper(in, p, name, nil)
+	return fs.logUpper(in, p, name)
 }
 
-// syncAbove makes what was synced in the upper of in reachable after a crash where the file system logs inode by inode: btrfs logs with a
-// file the directories above it that are new since the last commit, and no others. One that was made in the workdir before a commit and
-// moved to its name after it is in the workdir again then, with all that was synced in it. So such directories are synced
-// themselves, once each. (fs/btrfs/tree-log.c:log_new_ancestors_fast(), Linux 6.18; found by contrib/powercut.)
-func (fs *FS) syncAbove(in *inode) error {
-	if !fs.engine.LooseNames || fs.engine.Volatile || !in.upper().exists {
+// logObject is fsync(2) of an upper object, or syncfs(2) where the process may not open it.
+func (fs *FS) logObject(in *inode) error {
+	err := fs.syncUpper(in)
+	if errors.Is(err, unix.EACCES) {
+		return fs.layers.syncUpper()
+	}
+	return err
+}
+
+// logNamed syncs a file that had no name when its descriptor was made, and has one now. An fsync of that descriptor logs the directories
+// above its dentry, which is in the workdir still, and so perhaps not those that lead to the name (log_new_ancestors_fast()).
+func (fs *FS) logNamed(in *inode) {
+	if fs.logsInodes() {
+		fs.lateSync(fs.logObject(in), in.path())
+	}
+}
+
+// keepPlace sees to it that no crash brings a directory back to the workdir that was moved from there just now. fd is it.
+//
+// An fsync of something in it logs the directories above that are new since the last commit, and no others. So if a commit came between
+// its making and its move, the directory would be in the workdir again, with all that was synced in it. It is synced then, before
+// anybody can use it.
+func (fs *FS) keepPlace(fd int) {
+	if !fs.logsInodes() {
+		return
+	}
+	f, err := openReal(fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err == nil {
+		if sameTransaction(int(f.Fd())) {
+			_ = f.Close() // nothing was written
+			return
+		}
+		err = syncClose(f, "new directory")
+	}
+	if errors.Is(err, unix.EACCES) {
+		err = fs.layers.syncUpper()
+	}
+	fs.lateSync(err, "")
+}
+
+// lateSync logs the error of a sync for the sake of something that has been done, and can't be denied any more. A file system that fails
+// such a sync fails the next one too, and that has a caller.
+func (fs *FS) lateSync(err error, path string) {
+	if err != nil {
+		fs.log.WithError(err).WithField("path", path).Error("overlay: a crash may lose a new name in the upper")
+	}
+}
+
+// Of linux/fs.h and linux/btrfs.h.
+const (
+	ioctlGetVersion      = 0x80087601 // FS_IOC_GETVERSION: on btrfs, the low half of the transaction that made the inode
+	ioctlBtrfsFSInfo     = 0x8400941f // BTRFS_IOC_FS_INFO: struct btrfs_ioctl_fs_info_args
+	btrfsInfoFlags       = 48         // offset of flags
+	btrfsInfoGeneration  = 56         // offset of generation: the transaction that is under way, or the last one
+	btrfsWantsGeneration = 1 << 1     // BTRFS_FS_INFO_FLAG_GENERATION
+)
+
+// sameTransaction tells that the object open as fd was made in the transaction that is under way. False too where the file system can't
+// tell.
+func sameTransaction(fd int) bool {
+	made, err := unix.IoctlGetUint32(fd, ioctlGetVersion)
+	if err != nil {
+		return false
+	}
+	var info [1024]byte
+	binary.NativeEndian.PutUint64(info[btrfsInfoFlags:], btrfsWantsGeneration)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), ioctlBtrfsFSInfo, uintptr(unsafe.Pointer(&info))); errno != 0 {
+		return false
+	}
+	return binary.NativeEndian.Uint64(info[btrfsInfoFlags:])&btrfsWantsGeneration != 0 &&
+		uint32(binary.NativeEndian.Uint64(info[btrfsInfoGeneration:])) == made
+}
+
+// settleNames makes durable what a server that was killed may have moved without having got as far as keepPlace.
+func (fs *FS) settleNames() error {
+	if !fs.logsInodes() {
 		return nil
 	}
-	in.mu.RLock()
-	var above []*inode
-	for a := range in.aliases {
-		if a.upper {
-			above = append(above, a.parent)
-		}
+	names, err := listNames(fs.layers.upper.fd)
+	if err != nil {
+		return fmt.Errorf("upperdir %s: list: %w", fs.layers.upper.path, err)
 	}
-	in.mu.RUnlock()
-	for _, p := range above {
-		if err := fs.syncNamed(p); err != nil {
-			return err
-		}
+	if len(names) == 0 {
+		return nil
 	}
-	return nil
-}
-
-// syncNamed syncs the directory p, and those above it, whose name may not be on the disk.
-func (fs *FS) syncNamed(p *inode) error {
-	for !p.root {
-		p.mu.RLock()
-		named := p.above != nil && p.above.named
-		p.mu.RUnlock()
-		if !named {
-			if err := fs.syncUpper(p); err != nil {
-				if p.isDead() {
-					return nil // and nothing is left in it
-				}
-				return fmt.Errorf("sync directory %s: %w", p.path(), err)
-			}
-			p.mu.Lock()
-			p.raise().named = true
-			p.mu.Unlock()
-		}
-		a, ok := p.firstAlias()
-		if !ok {
-			return nil
-		}
-		p = a.parent
-	}
-	return nil
+	return fs.layers.syncUpper()
 }

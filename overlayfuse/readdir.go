@@ -32,10 +32,7 @@ func (fs *FS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if !n.upper().exists || fs.cfg.Volatile {
 		return fuse.OK
 	}
-	if err := fs.syncUpper(n); err != nil {
-		return fs.fail("fsyncdir", n, err)
-	}
-	return fs.fail("fsyncdir", n, fs.syncAbove(n))
+	return fs.fail("fsyncdir", n, fs.syncUpper(n))
 }
 
 // ReadDir gives names, types and inode numbers.

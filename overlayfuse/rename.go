@@ -116,7 +116,7 @@ func (fs *FS) prepareRename(from, to *side, flags uint) error {
 	if err := fs.markFollow(from.in); err != nil {
 		return err
 	}
-	if err := fs.logUpper(from.in, from.parent, from.name, to.parent); err != nil {
+	if err := fs.logUpper(from.in, from.parent, from.name); err != nil {
 		return err
 	}
 	switch {
@@ -129,7 +129,7 @@ func (fs *FS) prepareRename(from, to *side, flags uint) error {
 		if err := fs.markFollow(to.in); err != nil {
 			return err
 		}
-		return fs.logUpper(to.in, to.parent, to.name, from.parent)
+		return fs.logUpper(to.in, to.parent, to.name)
 	case to.in.isDir():
 		if err := fs.checkEmpty(to.in); err != nil {
 			return err

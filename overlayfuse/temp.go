@@ -20,6 +20,7 @@ type temp struct {
 	name string // in work/work; "" for an unnamed file (O_TMPFILE)
 	key  objKey // set by dress
 	keep bool   // fd belongs to somebody else
+	dir  bool
 }
 
 // close removes what was not installed.
@@ -63,7 +64,7 @@ func (fs *FS) makeTemp(mode uint32, dev uint32, link string) (*temp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open new object in %s: %w", fs.layers.temp.path, err)
 	}
-	return &temp{fs: fs, fd: fd, name: name}, nil
+	return &temp{fs: fs, fd: fd, name: name, dir: isDir(mode)}, nil
 }
 
 // tmpfile is a regular file without a name, open for reading and writing.

@@ -21,7 +21,7 @@
 //
 // Two tests play what btrfs's log of single inodes loses, and needs a moment that a random load rarely meets: an object that was moved
 // while another took its old name (TestMovedKeepsAName), and a directory that a commit found in the workdir
-// (TestSyncedInCopiedUpDirectory). The kernel's overlayfs fails both (POWERCUT_BINARY=kernel).
+// (TestSyncedInNewDirectory). The kernel's overlayfs fails both (POWERCUT_BINARY=kernel).
 //
 // What this power cut is not: everything that the loop device was told is in the copy, as on a disk whose cache keeps its
 // content. A missing flush of the disk's cache is not seen; a missing write, or a wrong order of writes, is.

@@ -2,6 +2,7 @@ package powercut_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -66,11 +67,12 @@ func TestMovedKeepsAName(t *testing.T) {
 	tests := []struct {
 		name string
 		do   func() error // in the overlay's directory
+		more string       // an object that do makes and syncs
 	}{
 		{"rename over the old name", func() error {
 			return errors.Join(os.Rename("a", "n"), os.Rename("b", "a"), syncPath("a"))
-		}},
-		{"create at the old name", func() error { return errors.Join(os.Rename("a", "n"), write("a"), syncPath("a")) }},
+		}, ""},
+		{"create at the old name", func() error { return errors.Join(os.Rename("a", "n"), write("a"), syncPath("a")) }, ""},
 		{"written and renamed twice", func() error {
 			f, err := os.OpenFile("a", os.O_WRONLY, 0)
 			if err != nil {
@@ -78,24 +80,45 @@ func TestMovedKeepsAName(t *testing.T) {
 			}
 			_, err = f.WriteString("a")
 			return errors.Join(err, f.Close(), os.Rename("a", "n"), os.Rename("n", "o"), os.Rename("b", "a"), syncPath("a"))
-		}},
+		}, ""},
 		{"link and rename over", func() error {
 			return errors.Join(os.Link("a", "n"), os.Rename("b", "a"), syncPath("a"))
-		}},
+		}, ""},
 		{"link and remove", func() error {
 			return errors.Join(os.Link("a", "n"), os.Remove("a"), write("a"), syncPath("a"))
-		}},
+		}, ""},
 		{"link elsewhere and remove", func() error {
 			return errors.Join(os.Link("d/f", "n"), os.Remove("d/f"), syncPath("d"))
-		}},
+		}, ""},
 		{"exchange", func() error {
 			return errors.Join(unix.Renameat2(unix.AT_FDCWD, "a", unix.AT_FDCWD, "b", unix.RENAME_EXCHANGE), syncPath("a"))
-		}},
-		{"symlink", func() error { return errors.Join(os.Rename("l", "n"), write("l"), syncPath("l")) }},
+		}, ""},
+		{"symlink", func() error { return errors.Join(os.Rename("l", "n"), write("l"), syncPath("l")) }, ""},
 		{"directory", func() error {
 			return errors.Join(os.Rename("d", "n"), os.Mkdir("d", 0o755), write("d/x"), syncPath("d/x"))
-		}},
-		{"out of a directory", func() error { return errors.Join(os.Rename("d/f", "n"), write("d/f"), syncPath("d/f")) }},
+		}, ""},
+		{"out of a directory", func() error { return errors.Join(os.Rename("d/f", "n"), write("d/f"), syncPath("d/f")) }, ""},
+		{"into new directories", func() error {
+			return errors.Join(os.MkdirAll("x/y/z", 0o755), os.Rename("a", "x/y/z/n"), write("a"), syncPath("a"))
+		}, ""},
+		{"synced by the descriptor of an unnamed file", func() (err error) {
+			if err := os.MkdirAll("x/y/z", 0o755); err != nil {
+				return err
+			}
+			fd, err := unix.Open("x/y/z", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+			if err != nil {
+				return err
+			}
+			f := os.NewFile(uintptr(fd), "unnamed")
+			defer func() { err = errors.Join(err, f.Close()) }()
+			if _, err := f.WriteString("linked"); err != nil {
+				return err
+			}
+			if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, "x/y/z/n", unix.AT_SYMLINK_FOLLOW); err != nil {
+				return err
+			}
+			return f.Sync()
+		}, "linked"},
 	}
 	for _, fstype := range fileSystems() {
 		h := newHost(t, fstype)
@@ -104,6 +127,9 @@ func TestMovedKeepsAName(t *testing.T) {
 				do := func(_, dir string) error { return inDir(dir, test.do) }
 				err := h.cutAfter(c, makeMoved, do, func(dir string) error {
 					found, err := findMoved(dir)
+					if test.more != "" && !slices.Contains(found, test.more) {
+						t.Errorf("%q was synced and is not there: found %q", test.more, found)
+					}
 					for _, o := range movedObjects {
 						if !slices.Contains(found, o) {
 							t.Errorf("%q has no name any more: found %q", o, found)
