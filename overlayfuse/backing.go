@@ -36,6 +36,15 @@ func (c *connection) unregister(id int32) {
 	}
 }
 
+// writeBack makes the kernel write back what it has of a file, and forget it.
+//
+// Locks: none that a write takes.
+func (c *connection) writeBack(id uint64) {
+	if s := c.server.Load(); s != nil {
+		_ = s.InodeNotify(id, 0, 0) // ENOENT: the kernel knows no such inode
+	}
+}
+
 // forgetAttr makes the kernel ask for the attributes of a nodeid again. It waits for nobody: no pages are written back.
 func (c *connection) forgetAttr(id uint64) {
 	if s := c.server.Load(); s != nil {

@@ -121,6 +121,7 @@
 //	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself               |
 //	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
 //	| differs_setid_given_to_an_open_file          | a write takes them                        | stays: the kernel writes with our rights      |
+//	| differs_watch_of_an_open_program             | a watch on the program tells of a write   | nothing; a watch on its directory tells of it |
 //	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
 //	| differs_upper_that_lost_its_size             | size 0                                    | the lower's size and data (a crash on btrfs)  |
@@ -150,8 +151,9 @@
 //
 // A program or shared object of a lower layer that is written in place: who had mapped it sees the lower file still, as on the kernel's
 // overlayfs; read(2) is never stale (sharing=none: mappings neither). If it was open while somebody opened it for writing, the old
-// descriptors are of another inode of the kernel with the same st_ino: flock(2) and record locks of the two do not see each other, and
-// to open one again through /proc/self/fd is ESTALE.
+// descriptors are of another inode of the kernel with the same st_ino: flock(2) and record locks of the two do not see each other,
+// watches of inotify and fanotify and leases on the old one tell nothing of the new one, and to open one again through /proc/self/fd is
+// ESTALE.
 //
 // A store through a shared mapping whose descriptor is closed changes the times of a file at once, but stat(2) may show the old
 // ones for a second.

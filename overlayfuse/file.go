@@ -296,9 +296,11 @@ func (fs *FS) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	return fuse.OK
 }
 
-// Lseek is SEEK_DATA and SEEK_HOLE.
+// Lseek is SEEK_DATA and SEEK_HOLE. What was stored in a mapping is data too, as soon as it was: the kernel, which does not write it back
+// before it asks, is made to.
 //
-// Errors: ENOSYS where the kernel has data of which nobody knows here, and does not write it back first: then everything is data.
+// Errors: ENOSYS with io=writeback, where this is so of every write, and to drop a file's cache at each call would cost more: then
+// everything is data.
 // Compare: fs/fuse/file.c:fuse_lseek() (Linux 6.18).
 func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	if fs.opensUnasked() {
@@ -310,6 +312,9 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 	}
 	if h.data == nil {
 		return fuse.EINVAL
+	}
+	if o := h.in.io.Load(); o != nil && o.stores() {
+		fs.conn.writeBack(o.id)
 	}
 	off, err := h.data.Seek(int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)

@@ -111,6 +111,7 @@ type inodeIO struct {
 
 	mu          sync.Mutex
 	cached      int   // opens
+	storing     int   // of these, how many a shared mapping can write through
 	passthrough int   // opens, direct and shared ones too
 	mappable    int   // of these, how many a shared mapping can write through
 	backing     int32 // while there are any of them
@@ -129,6 +130,13 @@ type opening struct {
 	mode    ioMode
 	flags   uint32 // FOPEN
 	backing int32
+}
+
+// stores tells that pages which a mapping dirtied may be in the kernel, of which nobody knows here.
+func (o *inodeIO) stores() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.storing > 0
 }
 
 // mayMap tells whether a shared mapping of a descriptor with these open(2) flags can write.
@@ -196,6 +204,9 @@ func (fs *FS) openIO(in *inode, f *copyup.File, req *openRequest, setID bool) (o
 		}
 	}
 	o.cached++
+	if mayMap(req.flags) {
+		o.storing++
+	}
 	return opening{io: o, mode: ioCached, flags: cachedFlags(canWrite(req.flags))}, nil
 }
 
@@ -279,7 +290,9 @@ const modeExec = 0x20
 func (o *inodeIO) add(fs *FS, req *openRequest, setID bool) opening {
 	a := opening{io: o, mode: ioPassthrough, flags: fuse.FOPEN_PASSTHROUGH | fuse.FOPEN_NOFLUSH, backing: o.backing}
 	if setID && canWrite(req.flags) || o.shared && req.flags&modeExec == 0 && fs.cfg.Sharing != SharingAll {
-		a.flags |= fuse.FOPEN_DIRECT_IO
+		// The kernel lets writes side by side only where no cached open is (fs/fuse/file.c:fuse_dio_wr_exclusive_lock()); under
+		// passthrough it is the real file's file system that decides.
+		a.flags |= fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
 	}
 	o.passthrough++
 	if mayMap(req.flags) && !fs.readOnly() {
@@ -298,6 +311,9 @@ func (o *inodeIO) close(fs *FS, mode ioMode, flags uint32) {
 	defer o.mu.Unlock()
 	if mode == ioCached {
 		o.cached--
+		if mayMap(flags) {
+			o.storing--
+		}
 		return
 	}
 	o.passthrough--

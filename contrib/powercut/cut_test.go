@@ -44,7 +44,7 @@ func TestPowerCut(t *testing.T) {
 		t.Run(fstype, func(t *testing.T) {
 			began := time.Now()
 			h := newHost(t, fstype)
-			first, cuts, ops := count(t, envFirst, 0)/cutsPerLoad*cutsPerLoad, count(t, envCuts, 12), 0
+			first, cuts, ops := count(t, envFirst, 0)/cutsPerLoad*cutsPerLoad, count(t, envCuts, 24), 0
 			for n := first; n < first+cuts && !t.Failed(); n += cutsPerLoad {
 				ops += h.powerCuts(t, c, n, min(cutsPerLoad, first+cuts-n))
 			}
@@ -53,12 +53,16 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// loadOptions are the mount options of the load that cut n is in: every other one copies each file in part.
+// loads are the mount options of one load after the other: as it comes; each file copied in part; what is done in the background done at
+// once, so that cuts fall into it; and the kernel's writeback cache.
+var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0", ",io=writeback"}
+
+// loadOptions are the mount options of the load that cut n is in.
 func loadOptions(c command, n int) string {
-	if c.partial && n/cutsPerLoad%2 == 1 {
-		return ",partial_above=0"
+	if !c.partial {
+		return ""
 	}
-	return ""
+	return loads[n/cutsPerLoad%len(loads)]
 }
 
 // powerCuts runs one load on a fresh disk, copies the disk meanwhile, and checks the copies after it.

@@ -35,7 +35,7 @@
 // # Environment
 //
 //	POWERCUT_SEED=N     repeats a run's operations (not its timing)
-//	POWERCUT_CUTS=N     cuts on each file system (12)
+//	POWERCUT_CUTS=N     cuts on each file system (24)
 //	POWERCUT_FIRST=N    begins with the load that cut N is in (0)
 //	POWERCUT_KILLS=N    kills (10)
 //	POWERCUT_FS=A,B     file systems (ext4,xfs,btrfs)

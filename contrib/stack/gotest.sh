@@ -28,6 +28,8 @@ late_test() {
 		sed 's|"Package":"\([^"]*\)"|"Package":"\1 (io=writeback)"|' || status=1
 }
 if [ ${#late[@]} -gt 0 ]; then
+	# Each system call failed with each error: with the race detector only with one of them.
+	go test -json -count=1 -timeout 15m -run '^TestNthCallFails$' ./copyup | sed 's|"Package":"\([^"]*\)"|"Package":"\1 (each error)"|' || status=1
 	late_test "${late[@]}"
 	late_test -run '^(TestCommit|TestFUSE)' ./snapshotter
 fi
