@@ -50,8 +50,8 @@ views = "auto"
 #   settle_after=45s       how long a file whose last block has arrived rests before it is made durable and plain
 #   complete_above=50      percentage of a partial file that must be there for a hot one to be completed
 #   complete_hot=10s       how long a file must be written again and again to be hot
-#   complete_rate=64M      bytes per second that completions of a mount copy
-#   complete_workers=2     files of a mount that are completed at a time
+#   complete_rate=64M      bytes per second that completions copy, of all mounts of the server with the same settings together
+#   complete_workers=2     files of these that are completed at a time
 
 [commit]
 # Files of which a container changed owner, mode, times or name alone have no data of their own. "complete": a commit copies it.

@@ -24,10 +24,12 @@ type BackgroundConfig struct {
 	CompleteAbove int
 	// CompleteHot is for how long a file must be written again and again to be hot.
 	CompleteHot time.Duration
-	// CompleteRate is the most that all completions together copy, in bytes per second.
+	// CompleteRate is the most that all completions together copy, in bytes per second; each has up to chunkBytes under way.
 	CompleteRate int64
 	// Workers is the most files that are completed or settled at a time; at least 1.
 	Workers int
+	// Shared: both are of all Backgrounds of the process that have the same two, together.
+	Shared bool
 	// Tick is the time between two looks; 0 is a second.
 	Tick time.Duration
 }
@@ -35,7 +37,7 @@ type BackgroundConfig struct {
 // DefaultBackground is what a mount uses unless it is told otherwise.
 var DefaultBackground = BackgroundConfig{
 	CacheBytes: 256 << 20, DropAfter: 10 * time.Second, SettleAfter: 45 * time.Second,
-	CompleteAbove: 50, CompleteHot: 10 * time.Second, CompleteRate: 64 << 20, Workers: 2,
+	CompleteAbove: 50, CompleteHot: 10 * time.Second, CompleteRate: 64 << 20, Workers: 2, Shared: true,
 }
 
 // idleTicks is how long a file that is partial for good is kept in mind.
@@ -47,9 +49,9 @@ const idleTicks = 60
 //
 // Locks: mu comes before File.mu, and is held across no system call and no call of a Target.
 type Background struct {
-	cfg     BackgroundConfig
-	limiter *rate.Limiter
-	slots   chan struct{} // one token for each worker
+	cfg BackgroundConfig
+	*bounds
+
 	ctx     context.Context
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -61,6 +63,41 @@ type Background struct {
 	ticking bool
 	// +checklocks:mu
 	held int64 // bytes of all tracked.bytes
+}
+
+// bounds is what completions keep to.
+type bounds struct {
+	limiter *rate.Limiter
+	slots   chan struct{} // one token for each worker
+}
+
+func newBounds(cfg BackgroundConfig) *bounds {
+	return &bounds{rate.NewLimiter(rate.Limit(cfg.CompleteRate), chunkBytes), make(chan struct{}, cfg.Workers)}
+}
+
+// shared are the bounds of Backgrounds that share them. A process has few settings, so none is ever taken away.
+var shared = struct {
+	mu sync.Mutex
+	// +checklocks:mu
+	of map[sharedKey]*bounds
+}{of: map[sharedKey]*bounds{}}
+
+type sharedKey struct {
+	rate    int64
+	workers int
+}
+
+func boundsOf(cfg BackgroundConfig) *bounds {
+	if !cfg.Shared {
+		return newBounds(cfg)
+	}
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	k := sharedKey{cfg.CompleteRate, cfg.Workers}
+	if shared.of[k] == nil {
+		shared.of[k] = newBounds(cfg)
+	}
+	return shared.of[k]
 }
 
 // tracked is one file that was used lately. Background.mu protects it.
@@ -83,8 +120,7 @@ func NewBackground(cfg BackgroundConfig) *Background {
 		cfg.Tick = time.Second
 	}
 	cfg.Workers = max(1, cfg.Workers)
-	b := &Background{cfg: cfg, slots: make(chan struct{}, cfg.Workers), files: map[*File]*tracked{}}
-	b.limiter = rate.NewLimiter(rate.Limit(cfg.CompleteRate), chunkBytes)
+	b := &Background{cfg: cfg, bounds: boundsOf(cfg), files: map[*File]*tracked{}}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	return b
 }

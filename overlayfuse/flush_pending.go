@@ -17,6 +17,7 @@ const (
 
 // complete copies what files of the upper lack.
 func (f *flusher) complete() error {
+	f.meter.syncTotal.Add(1) // the root
 	for round := 0; ; round++ {
 		f.meter.enter(FlushScanning)
 		p := &pending{f: f, count: round == 0, seen: map[objKey]struct{}{}}
@@ -51,6 +52,9 @@ type lacking struct {
 // Errors: EIO for a file that is poisoned.
 func (p *pending) add(in, _ *inode, _ string) (into bool, err error) {
 	u := in.upper()
+	if p.count && u.exists && (in.isDir() || in.typ == unix.S_IFREG) {
+		p.f.meter.syncTotal.Add(1)
+	}
 	if file := in.file.Load(); u.exists && file != nil && file.Err() != nil {
 		return false, file.Err() // whatever its marks say
 	}

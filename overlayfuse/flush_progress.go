@@ -30,18 +30,22 @@ type FlushProgress struct {
 	FilesTotal int64      `json:"files_total"` // to be completed
 	Bytes      int64      `json:"bytes"`       // of data that they lacked and have now
 	BytesTotal int64      `json:"bytes_total"`
+	Synced     int64      `json:"synced"` // files and directories made durable
+	SyncTotal  int64      `json:"sync_total"`
 }
 
 // FlushMeter shows the progress of one flush while it runs. The zero value is ready.
 type FlushMeter struct {
 	phase                                atomic.Pointer[FlushPhase]
 	files, filesTotal, bytes, bytesTotal atomic.Int64
+	synced, syncTotal                    atomic.Int64
 }
 
 // Read gives the progress of this moment.
 func (m *FlushMeter) Read() FlushProgress {
 	p := FlushProgress{Files: m.files.Load(), FilesTotal: m.filesTotal.Load(),
-		Bytes: m.bytes.Load(), BytesTotal: m.bytesTotal.Load()}
+		Bytes: m.bytes.Load(), BytesTotal: m.bytesTotal.Load(),
+		Synced: m.synced.Load(), SyncTotal: m.syncTotal.Load()}
 	if phase := m.phase.Load(); phase != nil {
 		p.Phase = *phase
 	}
@@ -64,7 +68,7 @@ func (m *FlushMeter) logEvery(interval time.Duration, log *logrus.Entry) (stop f
 			case <-tick.C:
 				p := m.Read()
 				log.WithFields(logrus.Fields{"phase": p.Phase, "files": p.Files, "files_total": p.FilesTotal,
-					"bytes": p.Bytes, "bytes_total": p.BytesTotal}).Info("overlay: flushing")
+					"bytes": p.Bytes, "bytes_total": p.BytesTotal, "synced": p.Synced, "sync_total": p.SyncTotal}).Info("overlay: flushing")
 			}
 		}
 	})

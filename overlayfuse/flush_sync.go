@@ -46,7 +46,7 @@ func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) erro
 				return fmt.Errorf("%q: %w", name, err)
 			}
 			f.stats.Synced++
-			g.Go(func() error { return syncClose(file, name) })
+			g.Go(func() error { return f.syncClose(file, name) })
 		}
 		return nil // the others have no data of their own
 	})
@@ -71,7 +71,16 @@ func (f *flusher) syncDirs(dir int) error {
 		return err
 	}
 	f.stats.Synced++
-	return syncClose(file, ".")
+	return f.syncClose(file, ".")
+}
+
+// syncClose is syncClose with its progress shown.
+func (f *flusher) syncClose(file *os.File, name string) error {
+	err := syncClose(file, name)
+	if err == nil {
+		f.meter.synced.Add(1)
+	}
+	return err
 }
 
 // each visits what the entries of a directory of the upper are when they are visited: the mount may change it meanwhile, and what

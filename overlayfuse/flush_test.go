@@ -156,7 +156,8 @@ func TestFlushCompletesPartialAndMetacopyFiles(t *testing.T) {
 		t.Errorf("what has no upper: %v", err)
 	}
 	p := m.Read()
-	if s.Completed != 2 || s.Kept != 0 || p.Phase != FlushIdle || p.Files != 2 || p.FilesTotal != 2 || p.Bytes != p.BytesTotal || s.Bytes != p.Bytes {
+	if s.Completed != 2 || s.Kept != 0 || p.Phase != FlushIdle || p.Files != 2 || p.FilesTotal != 2 || p.Bytes != p.BytesTotal || s.Bytes != p.Bytes ||
+		p.Synced != 4 || p.SyncTotal != 4 || s.Synced != 4 { // two files, d and the root
 		t.Errorf("%+v, %+v", s, p)
 	}
 	if p.BytesTotal < 4<<20-64<<10 || p.BytesTotal > 4<<20+64<<10 {

@@ -22,7 +22,7 @@ snapshotter's IDs are its mount points.
 
 JSON is an array, by ID:
   id, state           mounted, detached (in use, off its mount point), or unmounted (its directories are flushed)
-  flush               while one runs: phase, files of files_total, bytes of bytes_total
+  flush               while one runs: phase, files of files_total and bytes of bytes_total completed, synced of sync_total
   fs                  io (passthrough, cached or writeback: how files are read and written), inodes (live), handles
                       (open files; 0 with io=writeback), kept (files that io=writeback keeps open for a
                       while), partial and metacopy (of the live inodes); passthrough (handles

@@ -92,7 +92,8 @@ func TestInspectShowsWhatAMountDid(t *testing.T) {
 func TestMetricsOfEveryKind(t *testing.T) {
 	fs := &overlayfuse.Inspection{Inodes: 3, Handles: 4, Partial: 1, Metacopy: 2, Counters: copyup.Counters{BytesCopied: 7, Poisoned: 1},
 		Poisoned: []overlayfuse.PoisonedFile{{Path: "/f", Ino: 9, Cause: "in doubt"}}}
-	progress := &overlayfuse.FlushProgress{Phase: overlayfuse.FlushCompleting, Files: 1, FilesTotal: 2, Bytes: 3, BytesTotal: 4}
+	progress := &overlayfuse.FlushProgress{Phase: overlayfuse.FlushCompleting, Files: 1, FilesTotal: 2, Bytes: 3, BytesTotal: 4,
+		Synced: 5, SyncTotal: 6}
 	var out strings.Builder
 	if err := writeMetrics(&out, []control.Inspection{
 		{ID: "one", State: control.Mounted, FS: fs, Flush: progress}, {ID: "two", State: control.Unmounted, Flush: progress},
@@ -104,6 +105,7 @@ func TestMetricsOfEveryKind(t *testing.T) {
 		`overlayfuse_files_poisoned_total{mount="one"} 1`, `overlayfuse_copied_bytes_total{mount="one"} 7`,
 		`overlayfuse_flush_running{mount="two"} 1`, `overlayfuse_flush_files{mount="one"} 1`, `overlayfuse_flush_files_wanted{mount="two"} 2`,
 		`overlayfuse_flush_bytes{mount="two"} 3`, `overlayfuse_flush_bytes_wanted{mount="one"} 4`,
+		`overlayfuse_flush_synced{mount="one"} 5`, `overlayfuse_flush_synced_wanted{mount="two"} 6`,
 	} {
 		if !strings.Contains(out.String(), line+"\n") {
 			t.Errorf("no line %s", line)

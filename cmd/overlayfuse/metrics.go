@@ -73,6 +73,8 @@ var metrics = []metric{
 	flushGauge("flush_files_wanted", "Files that the flush has to complete.", func(p *overlayfuse.FlushProgress) int64 { return p.FilesTotal }),
 	flushGauge("flush_bytes", "Bytes that the flush has brought to the upper.", func(p *overlayfuse.FlushProgress) int64 { return p.Bytes }),
 	flushGauge("flush_bytes_wanted", "Bytes that the flush has to bring to the upper.", func(p *overlayfuse.FlushProgress) int64 { return p.BytesTotal }),
+	flushGauge("flush_synced", "Files and directories that the flush has made durable.", func(p *overlayfuse.FlushProgress) int64 { return p.Synced }),
+	flushGauge("flush_synced_wanted", "Files and directories that the flush has to make durable.", func(p *overlayfuse.FlushProgress) int64 { return p.SyncTotal }),
 }
 
 func counter(name, help string, value func(*copyup.Counters) int64) metric {

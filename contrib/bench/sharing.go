@@ -35,7 +35,7 @@ sys.stdin.read()
 )
 
 // sharings are the values of ours's option sharing, the narrowest first; "" is the default.
-var sharings = []string{"", "exec", "mapped", "all"}
+var sharings = []string{"", "none", "exec", "mapped", "all"}
 
 // pythonLower holds a Python with its library and what it is linked with, to chroot into.
 func (b *bench) pythonLower() (*lower, error) {
