@@ -134,6 +134,7 @@
 // copy_file_range(2) reaches the server and shares blocks there, which is what cp --reflink=auto does next.
 //
 // ENOSPC for a store into a mapped page of a cached file shows at msync, fsync or close: FUSE has no message for the store itself.
+// Quotas of users and groups do not bind a server that has CAP_SYS_RESOURCE, on ext4, as they do not bind who mounts the kernel's overlayfs.
 //
 // Only with io=writeback (the first column is a script, or a test of fulldisk_test.go):
 //
