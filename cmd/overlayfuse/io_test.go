@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -219,4 +220,47 @@ func TestInspectSaysHowFilesAreReadAndWritten(t *testing.T) {
 			t.Errorf("%s: %+v, %v", option, all, err)
 		}
 	}
+}
+
+// TestReadahead: the kernel reads ahead as much as one request can carry.
+func TestReadahead(t *testing.T) {
+	m := mountForIO(t)
+	var st unix.Stat_t
+	if err := unix.Stat(m.dir+"/m", &st); err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/sys/class/bdi/%d:%d/read_ahead_kb", unix.Major(st.Dev), unix.Minor(st.Dev))
+	if kb, err := os.ReadFile(path); err != nil || string(kb) != "1024\n" {
+		t.Errorf("%s: %q, %v", path, kb, err)
+	}
+}
+
+// TestPagesOfUppersAreDropped: what the mount's own page cache has is not held by the upper file as well.
+func TestPagesOfUppersAreDropped(t *testing.T) {
+	const size = 8 << 20
+	m := mountForIO(t, "io=cached", "drop_after=1s")
+	f := m.open("new", os.O_RDWR|os.O_CREATE)
+	if _, err := f.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	upper, err := os.Open(m.dir + "/u/new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = upper.Close() }()
+	cached := func(f *os.File) uint64 {
+		var c unix.Cachestat_t
+		if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &c, 0); err != nil {
+			t.Fatal(err)
+		}
+		return c.Cache * uint64(os.Getpagesize())
+	}
+	if n := cached(upper); n < size {
+		t.Errorf("%d bytes of the upper are cached after a write of %d", n, size)
+	}
+	eventually(t, "the upper's pages are dropped", func() bool { return cached(upper) == 0 })
+	if n := cached(f); n < size {
+		t.Errorf("the mount caches %d bytes", n)
+	}
+	m.close(f)
 }

@@ -57,6 +57,9 @@ func TestPowerCut(t *testing.T) {
 // once, so that cuts fall into it; and the kernel's writeback cache.
 var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0", ",io=writeback"}
 
+// withServer is how many of loads keep what was written when the server is killed.
+const withServer = 3
+
 // loadOptions are the mount options of the load that cut n is in.
 func loadOptions(c command, n int) string {
 	if !c.partial {

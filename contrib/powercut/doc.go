@@ -37,7 +37,7 @@
 //	POWERCUT_SEED=N     repeats a run's operations (not its timing)
 //	POWERCUT_CUTS=N     cuts on each file system (24)
 //	POWERCUT_FIRST=N    begins with the load that cut N is in (0)
-//	POWERCUT_KILLS=N    kills (10)
+//	POWERCUT_KILLS=N    kills on each file system (6)
 //	POWERCUT_FS=A,B     file systems (ext4,xfs,btrfs)
 //	POWERCUT_BINARY=F   the overlayfuse to test, instead of this tree's; "kernel": the kernel's overlayfs
 //	POWERCUT_STRICT=1   no exception for btrfs: see forgetsWhiteouts

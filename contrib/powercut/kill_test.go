@@ -16,9 +16,13 @@ func TestKilledServer(t *testing.T) {
 	if c.path == kernelOverlay {
 		t.Skip("the kernel's overlayfs has no server")
 	}
+	for _, fstype := range fileSystems() {
+		t.Run(fstype, func(t *testing.T) { newHost(t, fstype).killServers(t, c, count(t, envKills, 6)) })
+	}
+}
+
+func (h *host) killServers(t *testing.T, c command, kills int) {
 	began := time.Now()
-	h := newHost(t, fileSystems()[0])
-	kills := count(t, envKills, 10)
 	w := newWorld(h.seed, true, h.lower)
 	ops := 0
 	err := h.withDisk(h.base, func(disk string) error {
@@ -26,8 +30,8 @@ func TestKilledServer(t *testing.T) {
 		next, owner := uint32(firstOp), w.owner()
 		for n := range kills {
 			options := ""
-			if c.partial && n%2 == 1 {
-				options = ",partial_above=0"
+			if c.partial {
+				options = loads[n%withServer]
 			}
 			history, err := h.killOnce(c, disk, options, w.jobs(filepath.Join(h.dir, "mnt"), next, owner), time.Duration(100+r.IntN(900))*time.Millisecond)
 			if err != nil {
