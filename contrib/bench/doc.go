@@ -1,7 +1,7 @@
 // Command bench measures side by side: on the kernel's overlayfs, on fuse-overlayfs, on ours and, where that says
 // something, in a plain directory of the same file system.
 //
-//	go run ./contrib/bench all                     everything a user may notice; long, 15 GB free
+//	go run ./contrib/bench all                     everything a user may notice; an hour, 15 GB free
 //	go run ./contrib/bench all -quick              smaller files, fewer rounds; 12 minutes beside other work
 //	go run ./contrib/bench all -only '^tree'       some of it; -list names the experiments
 //	go run ./contrib/bench all -writeback          ours with io=writeback, too, in a column of its own
