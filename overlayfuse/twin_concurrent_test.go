@@ -153,6 +153,7 @@ func (w *worker) inOwn(s step) error {
 	if s.words[0] == "fstat" { // checkNumbers sees to the rest
 		twin.Out, ours.Out = firstWords(twin.Out, 4), firstWords(ours.Out, 4)
 	}
+	asOverlay(s, &twin, ours)
 	if twin != ours {
 		return fmt.Errorf("%v: twin %+v, ours %+v", s, twin, ours)
 	}
