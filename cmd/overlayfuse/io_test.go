@@ -238,7 +238,7 @@ func TestReadahead(t *testing.T) {
 // TestPagesOfUppersAreDropped: what the mount's own page cache has is not held by the upper file as well.
 func TestPagesOfUppersAreDropped(t *testing.T) {
 	const size = 8 << 20
-	m := mountForIO(t, "io=cached", "drop_after=1s")
+	m := mountForIO(t, "io=cached", "drop_after=4s")
 	f := m.open("new", os.O_RDWR|os.O_CREATE)
 	if _, err := f.Write(make([]byte, size)); err != nil {
 		t.Fatal(err)
@@ -255,11 +255,11 @@ func TestPagesOfUppersAreDropped(t *testing.T) {
 		}
 		return c.Cache * uint64(os.Getpagesize())
 	}
-	if n := cached(upper); n < size {
+	if n := cached(upper); n < size/2 { // the machine may want some pages for itself
 		t.Errorf("%d bytes of the upper are cached after a write of %d", n, size)
 	}
 	eventually(t, "the upper's pages are dropped", func() bool { return cached(upper) == 0 })
-	if n := cached(f); n < size {
+	if n := cached(f); n < size/2 {
 		t.Errorf("the mount caches %d bytes", n)
 	}
 	m.close(f)
