@@ -343,19 +343,13 @@ func (fs *FS) place(t *temp, d *dirFD, name string) error {
 	if err := fs.nameTemp(t); err != nil {
 		return err
 	}
-	work := fs.layers.temp.fd
-	if !t.dir {
-		if err := unix.Renameat2(work, t.name, d.fd, name, 0); err != nil {
-			return wrapName(name, err)
-		}
-		t.name = ""
-		return nil
+	if t.dir { // it does not replace a file
+		return wrapName(name, fs.swapIn(t, d.fd, name))
 	}
-	// A directory does not replace a file: they change places, and the whiteout goes with the temporary name.
-	if err := unix.Renameat2(work, t.name, d.fd, name, unix.RENAME_EXCHANGE); err != nil {
+	if err := unix.Renameat2(fs.layers.temp.fd, t.name, d.fd, name, 0); err != nil {
 		return wrapName(name, err)
 	}
-	fs.keepPlace(t.fd)
+	t.name = ""
 	return nil
 }
 

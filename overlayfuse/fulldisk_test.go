@@ -17,19 +17,18 @@ type limited struct {
 	name    string
 	mkfs    []string // nil: a tmpfs
 	mib     int      // its size
-	options string   // of its mount
 	errno   string
 	exhaust func(t *testing.T, dir string)
 	relieve func(t *testing.T, dir string)
 }
 
 var limits = []limited{
-	{"ext4", []string{"mkfs.ext4", "-q", "-m", "0"}, 12, "loop", "ENOSPC", fill, unfill},
-	{"xfs", []string{"mkfs.xfs", "-q"}, 300, "loop", "ENOSPC", fill, unfill},
-	{"btrfs", []string{"mkfs.btrfs", "-q", "--mixed"}, 64, "loop", "ENOSPC", fill, unfill},
-	{"tmpfs", nil, 12, "", "ENOSPC", fill, unfill},
+	{"ext4", []string{"mkfs.ext4", "-q", "-m", "0"}, 12, "ENOSPC", fill, unfill},
+	{"xfs", []string{"mkfs.xfs", "-q"}, 300, "ENOSPC", fill, unfill},
+	{"btrfs", []string{"mkfs.btrfs", "-q", "--mixed"}, 64, "ENOSPC", fill, unfill},
+	{"tmpfs", nil, 12, "ENOSPC", fill, unfill},
 	// Of a subvolume. A limit of users does not hold for who has CAP_SYS_RESOURCE, as the server has, and who mounts the kernel's overlayfs.
-	{"quota", []string{"mkfs.btrfs", "-q"}, 300, "loop", "EDQUOT",
+	{"quota", []string{"mkfs.btrfs", "-q"}, 300, "EDQUOT",
 		func(t *testing.T, dir string) {
 			runTool(t, "btrfs", "quota", "enable", dir)
 			runTool(t, "btrfs", "qgroup", "limit", "16K", dir) // more is used
@@ -146,7 +145,7 @@ func mountSmall(t *testing.T, at string, l limited) {
 			t.Fatal(err)
 		}
 		runTool(t, l.mkfs[0], append(l.mkfs[1:], image)...)
-		runTool(t, "mount", "-o", l.options, image, at)
+		runTool(t, "mount", "-o", "loop", image, at)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {

@@ -72,10 +72,19 @@ func (fs *FS) giveName(t *temp, dir int, name string) error {
 	if err == nil {
 		t.name = ""
 		if t.dir {
-			fs.keepPlace(t.fd)
+			fs.keepPlace(t.fd, name)
 		}
 	}
 	return err
+}
+
+// swapIn has a finished directory change places with what has its name, which goes to the workdir under the temporary name.
+func (fs *FS) swapIn(t *temp, dir int, name string) error {
+	if err := unix.Renameat2(fs.layers.temp.fd, t.name, dir, name, unix.RENAME_EXCHANGE); err != nil {
+		return err
+	}
+	fs.keepPlace(t.fd, name)
+	return nil
 }
 
 // enterIndex gives the upper of a lower file with several names its entry in the index.

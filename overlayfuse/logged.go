@@ -50,9 +50,11 @@ func (fs *FS) logLinked(in, p *inode, name string) error {
 	return fs.logUpper(in, p, name)
 }
 
-// logObject is fsync(2) of an upper object, or syncfs(2) where the process may not open it.
-func (fs *FS) logObject(in *inode) error {
-	err := fs.syncUpper(in)
+// logObject is fsync(2) of an upper object.
+func (fs *FS) logObject(in *inode) error { return fs.orWhole(fs.syncUpper(in)) }
+
+// orWhole takes the error of an fsync(2), and calls syncfs(2) where the process may not open the object.
+func (fs *FS) orWhole(err error) error {
 	if errors.Is(err, unix.EACCES) {
 		return fs.layers.syncUpper()
 	}
@@ -67,12 +69,12 @@ func (fs *FS) logNamed(in *inode) {
 	}
 }
 
-// keepPlace sees to it that no crash brings a directory back to the workdir that was moved from there just now. fd is it.
+// keepPlace sees to it that no crash brings a directory back to the workdir that was moved from there to name just now. fd is it.
 //
 // An fsync of something in it logs the directories above that are new since the last commit, and no others. So if a commit came between
 // its making and its move, the directory would be in the workdir again, with all that was synced in it. It is synced then, before
 // anybody can use it.
-func (fs *FS) keepPlace(fd int) {
+func (fs *FS) keepPlace(fd int, name string) {
 	if !fs.logsInodes() {
 		return
 	}
@@ -82,12 +84,9 @@ func (fs *FS) keepPlace(fd int) {
 			_ = f.Close() // nothing was written
 			return
 		}
-		err = syncClose(f, "new directory")
+		err = syncClose(f, name)
 	}
-	if errors.Is(err, unix.EACCES) {
-		err = fs.layers.syncUpper()
-	}
-	fs.lateSync(err, "")
+	fs.lateSync(fs.orWhole(err), name)
 }
 
 // lateSync logs the error of a sync for the sake of something that has been done, and can't be denied any more. A file system that fails

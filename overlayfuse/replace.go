@@ -63,10 +63,9 @@ func (fs *FS) clearWhiteouts(s *side) error {
 	if err != nil {
 		return fmt.Errorf("stat directory: %w", err)
 	}
-	if err := unix.Renameat2(fs.layers.temp.fd, t.name, s.dir.fd, s.name, unix.RENAME_EXCHANGE); err != nil {
+	if err := fs.swapIn(t, s.dir.fd, s.name); err != nil {
 		return fmt.Errorf("replace directory %q: %w", s.name, err)
 	}
-	fs.keepPlace(t.fd)
 	fs.dirs.drop(dirKey{in: s.in})
 	s.in.setUpper(upperObj{exists: true, key: keyOf(&now), opaque: true})
 	return nil

@@ -161,7 +161,7 @@ func (r *rig) checkNumbers(twin, ours []fstool.Object) *mismatch {
 // EEXIST for a directory that is not empty, as rename(2) allows, and btrfs tells everybody of trusted.* xattrs.
 func asOverlay(s step, twin *fstool.Reply, ours fstool.Reply) {
 	switch {
-	case s.words[0] == "rename" && twin.Errno == "EEXIST" && ours.Errno == "ENOTEMPTY":
+	case s.words[0] == "rename" && !slices.Contains(s.words, "noreplace") && twin.Errno == "EEXIST" && ours.Errno == "ENOTEMPTY":
 		twin.Errno = ours.Errno
 	case s.words[0] == "lsxattr" && s.who != "":
 		names := slices.DeleteFunc(strings.Fields(twin.Out), func(n string) bool { return strings.HasPrefix(n, "trusted.") })

@@ -57,15 +57,15 @@ func TestPowerCut(t *testing.T) {
 // once, so that cuts fall into it; and the kernel's writeback cache.
 var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0", ",io=writeback"}
 
-// withServer is how many of loads keep what was written when the server is killed.
-const withServer = 3
+// lasting are those of which all that was written is kept when the server is killed.
+var lasting = loads[:3]
 
-// loadOptions are the mount options of the load that cut n is in.
-func loadOptions(c command, n int) string {
+// loadOptions are the mount options of the n-th of these loads.
+func loadOptions(c command, loads []string, n int) string {
 	if !c.partial {
 		return ""
 	}
-	return loads[n/cutsPerLoad%len(loads)]
+	return loads[n%len(loads)]
 }
 
 // powerCuts runs one load on a fresh disk, copies the disk meanwhile, and checks the copies after it.
@@ -75,7 +75,7 @@ func (h *host) powerCuts(t *testing.T, c command, first, cuts int) (ops int) {
 		t.Fatal(err)
 	}
 	defer func() { _ = os.Remove(image) }() // with the host, otherwise
-	options := loadOptions(c, first)
+	options := loadOptions(c, loads, first/cutsPerLoad)
 	var made []cut
 	var history [][]event
 	err := h.withDisk(image, func(disk string) error {

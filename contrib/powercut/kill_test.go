@@ -29,10 +29,7 @@ func (h *host) killServers(t *testing.T, c command, kills int) {
 		r := rand.New(rand.NewPCG(h.seed, 3))
 		next, owner := uint32(firstOp), w.owner()
 		for n := range kills {
-			options := ""
-			if c.partial {
-				options = loads[n%withServer]
-			}
+			options := loadOptions(c, lasting, n)
 			history, err := h.killOnce(c, disk, options, w.jobs(filepath.Join(h.dir, "mnt"), next, owner), time.Duration(100+r.IntN(900))*time.Millisecond)
 			if err != nil {
 				return fmt.Errorf("kill %d, options %q: %w", n, options, err)

@@ -63,7 +63,6 @@ func syncPath(path string) error {
 func TestMovedKeepsAName(t *testing.T) {
 	needRoot(t)
 	c := theBinary(t)
-	write := func(name string) error { return os.WriteFile(name, []byte("new"), 0o600) }
 	tests := []struct {
 		name string
 		do   func() error // in the overlay's directory
@@ -72,7 +71,7 @@ func TestMovedKeepsAName(t *testing.T) {
 		{"rename over the old name", func() error {
 			return errors.Join(os.Rename("a", "n"), os.Rename("b", "a"), syncPath("a"))
 		}, ""},
-		{"create at the old name", func() error { return errors.Join(os.Rename("a", "n"), write("a"), syncPath("a")) }, ""},
+		{"create at the old name", func() error { return errors.Join(os.Rename("a", "n"), writeNew("a", 0), syncPath("a")) }, ""},
 		{"written and renamed twice", func() error {
 			f, err := os.OpenFile("a", os.O_WRONLY, 0)
 			if err != nil {
@@ -85,7 +84,7 @@ func TestMovedKeepsAName(t *testing.T) {
 			return errors.Join(os.Link("a", "n"), os.Rename("b", "a"), syncPath("a"))
 		}, ""},
 		{"link and remove", func() error {
-			return errors.Join(os.Link("a", "n"), os.Remove("a"), write("a"), syncPath("a"))
+			return errors.Join(os.Link("a", "n"), os.Remove("a"), writeNew("a", 0), syncPath("a"))
 		}, ""},
 		{"link elsewhere and remove", func() error {
 			return errors.Join(os.Link("d/f", "n"), os.Remove("d/f"), syncPath("d"))
@@ -93,13 +92,13 @@ func TestMovedKeepsAName(t *testing.T) {
 		{"exchange", func() error {
 			return errors.Join(unix.Renameat2(unix.AT_FDCWD, "a", unix.AT_FDCWD, "b", unix.RENAME_EXCHANGE), syncPath("a"))
 		}, ""},
-		{"symlink", func() error { return errors.Join(os.Rename("l", "n"), write("l"), syncPath("l")) }, ""},
+		{"symlink", func() error { return errors.Join(os.Rename("l", "n"), writeNew("l", 0), syncPath("l")) }, ""},
 		{"directory", func() error {
-			return errors.Join(os.Rename("d", "n"), os.Mkdir("d", 0o755), write("d/x"), syncPath("d/x"))
+			return errors.Join(os.Rename("d", "n"), os.Mkdir("d", 0o755), writeNew("d/x", 0), syncPath("d/x"))
 		}, ""},
-		{"out of a directory", func() error { return errors.Join(os.Rename("d/f", "n"), write("d/f"), syncPath("d/f")) }, ""},
+		{"out of a directory", func() error { return errors.Join(os.Rename("d/f", "n"), writeNew("d/f", 0), syncPath("d/f")) }, ""},
 		{"into new directories", func() error {
-			return errors.Join(os.MkdirAll("x/y/z", 0o755), os.Rename("a", "x/y/z/n"), write("a"), syncPath("a"))
+			return errors.Join(os.MkdirAll("x/y/z", 0o755), os.Rename("a", "x/y/z/n"), writeNew("a", 0), syncPath("a"))
 		}, ""},
 		{"synced by the descriptor of an unnamed file", func() (err error) {
 			if err := os.MkdirAll("x/y/z", 0o755); err != nil {

@@ -11,6 +11,7 @@ set -euo pipefail
 check_machine
 cd "$repo_dir"
 test_of() { go test -count=1 -v -timeout 12h "$@"; }
+export -f test_of
 
 # on_fs TYPE ARGUMENTS: test_of with the tests' files on a new file system, in a mount namespace of its own.
 on_fs() {
@@ -19,7 +20,7 @@ on_fs() {
 	truncate -s 8G "$image"
 	"mkfs.$1" -q "$image"
 	# shellcheck disable=SC2016 # the inner shell expands them
-	unshare --mount --propagation slave bash -ec 'mount -o loop,discard "$1" "$2"; export TMPDIR=$2; shift 3; exec go test -count=1 -v -timeout 12h "$@"' \
+	unshare --mount --propagation slave bash -ec 'mount -o loop,discard "$1" "$2"; rm "$1"; export TMPDIR=$2; shift 3; test_of "$@"' \
 		on_fs "$image" "$scratch" "$@" || status=1
 	rm -rf "$image" "$scratch"
 	return $status

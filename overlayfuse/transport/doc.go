@@ -105,5 +105,6 @@
 //
 // # What it is not
 //
-// It does not mount (overlayfuse/mount.go). It does not splice: replies are written from the buffer that the file system filled. A file system's Init is not called, for it takes go-fuse's Server.
+// It does not mount (overlayfuse/mount.go). It does not splice: replies are written from the buffer that the file system
+// filled. A file system's Init is not called, for it takes go-fuse's Server.
 package transport
