@@ -27,7 +27,8 @@ format = "text"
 # Options of every container's mount, as after "overlayfuse -o", one per element, for instance ["noacl"].
 options = []
 # Which files the kernel reads, writes and maps by itself, at their file system's speed: "auto" where it can (Linux 6.9 and
-# CAP_SYS_ADMIN), "passthrough" must be able to, or no container starts, "cached" none. Every reader sees every write in each.
+# CAP_SYS_ADMIN), and elsewhere it is "writeback"; "passthrough" must be able to, or no container starts; "cached" none. Every reader
+# sees every write in each.
 # "writeback": none either, but a write stays in memory until the file is closed, synced or old, and opening and closing a file that
 # exists asks the mount server nothing. A full disk is told at close or fsync then, and a mount server that is killed loses what an
 # open file was written lately, which it does not with the others. sharing has no effect.

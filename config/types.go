@@ -147,7 +147,7 @@ func (i IO) String() string { return i.name }
 
 // The ways to read and write.
 var (
-	// IOAuto uses passthrough where it can be had.
+	// IOAuto uses passthrough where it can be had, and elsewhere is IOWriteback.
 	IOAuto = IO{"auto"}
 	// IOPassthrough fails a mount without it.
 	IOPassthrough = IO{"passthrough"}

@@ -39,7 +39,8 @@ type FS struct {
 
 	euid, egid  int // of the process, and so of what it makes
 	conn        connection
-	passthrough bool // the kernel takes real files; set before the mount is used
+	passthrough bool // the kernel takes real files; set before the mount is used, as is writeback
+	writeback   bool // the kernel writes back and opens without asking
 
 	// ns is held for reading while the path of an upper directory is turned into a descriptor, for writing while a directory is renamed.
 	ns sync.RWMutex
@@ -77,6 +78,7 @@ func New(cfg Config) (*FS, error) {
 		log:           cfg.Log,
 		euid:          os.Geteuid(),
 		egid:          os.Getegid(),
+		writeback:     cfg.IO.writeback(),
 	}
 	if fs.log == nil {
 		fs.log = logrus.NewEntry(logrus.StandardLogger())
@@ -183,7 +185,7 @@ func (fs *FS) mountOptions() *fuse.MountOptions {
 	caps := uint64(fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT | fuse.CAP_IOCTL_DIR |
 		fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_ASYNC_DIO | fuse.CAP_CACHE_SYMLINKS | fuse.CAP_DIRECT_IO_ALLOW_MMAP | fuse.CAP_ABORT_ERROR)
 	without := uint64(fuse.CAP_AUTO_INVAL_DATA)
-	if !fs.cfg.IO.wants() {
+	if !fs.wantsPassthrough() {
 		without |= fuse.CAP_PASSTHROUGH
 	}
 	if fs.opensUnasked() {

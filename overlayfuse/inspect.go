@@ -28,6 +28,8 @@ type Inspection struct {
 	Shared      int `json:"shared"`
 	// Split is how many live inodes got a new nodeid because a write met a shared file.
 	Split int `json:"split"`
+	// ListingBytes is what the listings of merged lower directories take, in bytes. Mounts of the same lower layers share them.
+	ListingBytes int64 `json:"listing_bytes"`
 	// Counters are the copy-up engine's, since the mount.
 	Counters copyup.Counters `json:"counters"`
 	// Poisoned are live files that answer EIO until the kernel has forgotten them.
@@ -44,7 +46,8 @@ type PoisonedFile struct {
 // Inspect looks at the file system as it runs. It touches no layer and waits for no request.
 func (fs *FS) Inspect() Inspection {
 	ins := fs.tab.all()
-	r := Inspection{IO: fs.ioName(), Inodes: len(ins), Handles: fs.handles.count(), Kept: fs.files.count(), Counters: fs.copies.Read()}
+	r := Inspection{IO: fs.ioName(), Inodes: len(ins), Handles: fs.handles.count(), Kept: fs.files.count(), Counters: fs.copies.Read(),
+		ListingBytes: allListings.held(fs.chain)}
 	for _, in := range ins {
 		switch in.upper().data {
 		case dataPartial:

@@ -31,13 +31,15 @@ import (
 // find what was written; only their mappings show the lower file still.
 // Compare: fs/fuse/iomode.c (Linux 6.18).
 //
-// With IOWriteback none of this happens: every file is cached, and the kernel opens without asking (open_files.go).
+// With IOWriteback, or where IOAuto comes to that, none of this happens: every file is cached, and the kernel opens without asking
+// (open_files.go).
 
 // IOPolicy says which io modes a mount uses.
 type IOPolicy uint8
 
 const (
-	// IOAuto uses passthrough where the kernel has it and lets the process use it.
+	// IOAuto is IOPassthrough where the kernel has it, lets the process use it and takes the upper's files for it; elsewhere
+	// IOWriteback.
 	IOAuto IOPolicy = iota
 	// IOPassthrough fails the mount where there is none.
 	IOPassthrough
@@ -62,8 +64,11 @@ func (p IOPolicy) String() string {
 	return fmt.Sprintf("IOPolicy(%d)", uint8(p))
 }
 
-// wants says whether passthrough is asked of the kernel.
-func (p IOPolicy) wants() bool { return p == IOPassthrough || p == IOAuto && privileged() }
+// writeback tells a policy that can't come to passthrough, and wants what is next best.
+func (p IOPolicy) writeback() bool { return p == IOWriteback || p == IOAuto && !privileged() }
+
+// wantsPassthrough says whether passthrough is asked of the kernel.
+func (fs *FS) wantsPassthrough() bool { return fs.cfg.IO <= IOPassthrough && !fs.writeback }
 
 // Sharing says which lower files of a mount that can be written use the lower's own pages, and so share them with other mounts.
 type Sharing uint8
@@ -372,21 +377,27 @@ func (fs *FS) changedThrough(in *inode, id uint64) {
 	}
 }
 
+// errNoPassthrough says that the connection has to be made anew, with the kernel's writeback cache: the kernel has one or the other.
+var errNoPassthrough = errors.New("no passthrough")
+
 // probePassthrough finds out whether the kernel takes real files on the mounted connection: at all, and of the upper.
 //
-// Errors: why not, if passthrough is a must.
+// Errors: why not, if passthrough is a must; errNoPassthrough if it is not, and fs is then one that can be mounted without.
 func (fs *FS) probePassthrough() error {
-	if !fs.cfg.IO.wants() {
+	if !fs.wantsPassthrough() {
 		return nil
 	}
 	err := fs.tryPassthrough()
-	if fs.passthrough = err == nil; err != nil && fs.cfg.IO == IOPassthrough {
+	fs.passthrough = err == nil
+	switch {
+	case err == nil:
+		return nil
+	case fs.cfg.IO == IOPassthrough:
 		return fmt.Errorf("io=passthrough: %w", err)
 	}
-	if err != nil {
-		fs.log.WithError(err).Info("overlay: no passthrough, all files are cached")
-	}
-	return nil
+	fs.log.WithError(err).Info("overlay: no passthrough, the kernel writes back (io=writeback)")
+	fs.writeback = true
+	return errNoPassthrough
 }
 
 func (fs *FS) tryPassthrough() error {

@@ -112,6 +112,33 @@ func (c *listingCache) shrink() {
 	}
 }
 
+// halve evicts half of what there is, and gives the bytes that this was.
+func (c *listingCache) halve() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was, budget := c.bytes, c.budget
+	c.budget = min(was/2, budget)
+	c.shrink()
+	c.budget = budget
+	return was - c.bytes
+}
+
+// held is the bytes of the listings of a chain.
+func (c *listingCache) held(ch *chain) (n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.clock.Front(); e != nil; e = e.Next() {
+		if l := listingOf(e); l.chain == ch {
+			n += l.cost
+		}
+	}
+	return n
+}
+
+// YieldMemory gives up half of what the mounts of the process keep only to be quick, and gives the bytes that this was. What is
+// needed again is made again.
+func YieldMemory() int64 { return allListings.halve() }
+
 // maxRounds bounds the work of one shrink. What it leaves, the next one takes.
 const maxRounds = 8
 

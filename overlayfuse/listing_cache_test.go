@@ -114,6 +114,12 @@ func TestListingsStayInTheirBudget(t *testing.T) {
 		}
 		users.Wait()
 		checkCache(t, cache)
+		for was := cache.bytes; was > 0; was = cache.bytes {
+			if n := cache.halve(); n < was/2 || cache.bytes != was-n || cache.held(&c) != cache.bytes {
+				t.Fatalf("budget %d: %d bytes given up of %d, %d are left, %d of them of the chain", budget, n, was, cache.bytes, cache.held(&c))
+			}
+			checkCache(t, cache)
+		}
 		cache.drop(&c)
 		if cache.bytes != 0 || cache.clock.Len() != 0 {
 			t.Errorf("budget %d: a closed chain leaves %d listings of %d bytes", budget, cache.clock.Len(), cache.bytes)

@@ -21,7 +21,7 @@ import (
 // Compare: fs/fuse/file.c:fuse_file_open() (Linux 6.18), no_open.
 
 // opensUnasked tells that the kernel opens files without asking.
-func (fs *FS) opensUnasked() bool { return fs.cfg.IO == IOWriteback }
+func (fs *FS) opensUnasked() bool { return fs.writeback }
 
 // How many files are kept open beyond those in use: by one mount, by all mounts of the process together, and by one mount where all
 // together have too many; and for how long after their last use. A file has two descriptors at most.

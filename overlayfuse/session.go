@@ -40,49 +40,65 @@ func mount(fs *FS, path string, flags MountFlags) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	opts := fs.mountOptions()
-	opts.Debug = opts.Debug || flags.Debug
-	opts.FsName, opts.Name = flags.Source, "overlayfuse"
-	dev, err := attach(dir, flags, opts.MaxWrite)
-	_ = unix.Close(dir) // O_PATH: nothing to lose
-	if err != nil {
-		return nil, err
-	}
-
-	level := logrus.WarnLevel
-	if opts.Debug {
-		level = logrus.DebugLevel
-	}
-	opts.Logger = log.New(logLines{fs.log, level}, "", 0)
+	defer func() { _ = unix.Close(dir) }() // O_PATH: nothing to lose
 	s := &Session{fs: fs, mountpoint: mountpoint, done: make(chan struct{})}
-	server, err := transport.New(fs, opts, dev, nil)
-	if err != nil {
-		err = errors.Join(err, unix.Close(dev))
-	} else if err = server.Init(); err == nil {
-		fs.conn.server.Store(server)
-		err = fs.probePassthrough()
-	}
-	if err == nil {
-		if s.device, _, err = Mounted(mountpoint); err == nil && s.device == "" {
-			err = fmt.Errorf("not in /proc/self/mountinfo: %w", unix.ESTALE)
-		}
+	server, err := s.connect(dir, flags)
+	if errors.Is(err, errNoPassthrough) {
+		server, err = s.connect(dir, flags)
 	}
 	if err != nil {
-		if errUnmount := unix.Unmount(mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); errUnmount != nil {
-			err = errors.Join(err, fmt.Errorf("unmount: %w", errUnmount))
-		}
-		fs.conn.server.Store(nil)
-		if server != nil {
-			err = errors.Join(err, server.Close())
-		}
 		return nil, err
 	}
-	s.readahead(opts.MaxReadAhead)
+	s.readahead(maxWrite)
 	go func() {
 		defer close(s.done)
 		s.closeErr = errors.Join(server.Serve(), fs.Close())
 	}()
 	return s, nil
+}
+
+// connect mounts on dir and answers the kernel's first request.
+//
+// Errors: errNoPassthrough: the next call does without.
+func (s *Session) connect(dir int, flags MountFlags) (server *transport.Server, err error) {
+	opts := s.fs.mountOptions()
+	opts.Debug = opts.Debug || flags.Debug
+	opts.FsName, opts.Name = flags.Source, "overlayfuse"
+	level := logrus.WarnLevel
+	if opts.Debug {
+		level = logrus.DebugLevel
+	}
+	opts.Logger = log.New(logLines{s.fs.log, level}, "", 0)
+	dev, err := attach(dir, flags, opts.MaxWrite)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if errUnmount := unix.Unmount(s.mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); errUnmount != nil {
+			err = fmt.Errorf("unmount: %w (after: %v)", errUnmount, err) //nolint:errorlint // it is none to go on after
+		}
+		s.fs.conn.server.Store(nil)
+		if server != nil {
+			err = errors.Join(err, server.Close())
+		}
+	}()
+	if server, err = transport.New(s.fs, opts, dev, nil); err != nil {
+		return nil, errors.Join(err, unix.Close(dev))
+	}
+	if err := server.Init(); err != nil {
+		return server, err
+	}
+	s.fs.conn.server.Store(server)
+	if err := s.fs.probePassthrough(); err != nil {
+		return server, err
+	}
+	if s.device, _, err = Mounted(s.mountpoint); err == nil && s.device == "" {
+		err = fmt.Errorf("not in /proc/self/mountinfo: %w", unix.ESTALE)
+	}
+	return server, err
 }
 
 // logLines logs each text that is written to it. logrus's own writer has a goroutine and a buffer of 64 KiB for each.
@@ -99,9 +115,6 @@ func (l logLines) Write(text []byte) (int, error) {
 // readahead lets the kernel read ahead as much as one request can carry; a mount starts with 128 KiB. Without sysfs it
 // stays so, which costs speed alone.
 func (s *Session) readahead(bytes int) {
-	if bytes <= 0 {
-		return
-	}
 	path := fmt.Sprintf("/sys/class/bdi/%s/read_ahead_kb", s.device)
 	if err := os.WriteFile(path, fmt.Appendf(nil, "%d", bytes/1024), 0); err != nil {
 		s.fs.log.WithError(err).Debug("readahead of the mount stays at the kernel's default")

@@ -27,7 +27,8 @@ JSON is an array, by ID:
                       (open files; 0 with io=writeback), kept (files that io=writeback keeps open for a
                       while), partial and metacopy (of the live inodes); passthrough (handles
                       that the kernel serves), shared (of these, of a lower's own pages), split (live inodes that a
-                      write met while they were shared);
+                      write met while they were shared); listing_bytes (of the listings of merged lower
+                      directories, which mounts of the same lower layers share);
                       counters: avoided, deferred, partial, reflinked, completed, failed, ... copy-ups, and bytes
                       copied, cloned, not copied, and dropped from the page cache;
                       poisoned: files that answer EIO because upper and memory are in doubt, each with its cause

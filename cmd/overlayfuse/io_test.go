@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -218,6 +219,58 @@ func TestInspectSaysHowFilesAreReadAndWritten(t *testing.T) {
 		all, err := m.client.Inspect(t.Context())
 		if err != nil || len(all) != 1 || all[0].FS.IO != want {
 			t.Errorf("%s: %+v, %v", option, all, err)
+		}
+	}
+}
+
+// TestAutoWithoutPassthrough: the kernel takes no files of a file system that is stacked already, as a container's own mount is.
+func TestAutoWithoutPassthrough(t *testing.T) {
+	m := mountForIO(t)
+	outer := m.dir + "/m"
+	spec := control.Spec{ID: "inner", MountPoint: outer + "/m", Lower: []string{outer + "/l"}, Upper: outer + "/u", Work: outer + "/w"}
+	for _, d := range []string{"l", "u", "w", "m"} {
+		if err := os.Mkdir(outer+"/"+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(outer+"/l/f", []byte("lower"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// A server of its own: one that opens files of its own mount could wait for itself.
+	dir := t.TempDir()
+	inner := serving(t, dir)
+	must := spec
+	must.Options = []string{"io=passthrough"}
+	if err := inner.Mount(t.Context(), must); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("io=passthrough: %v, want %v", err, unix.ELOOP)
+	}
+	if err := inner.Mount(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(spec.MountPoint, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	all, err := inner.Inspect(t.Context())
+	if err != nil || len(all) != 1 || all[0].FS.IO != "writeback" {
+		t.Errorf("%+v, %v, want writeback", all, err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if n := strings.Count(string(mounts), " "+spec.MountPoint+" "); err != nil || n != 1 {
+		t.Errorf("%d mounts on %s, %v, want 1", n, spec.MountPoint, err)
+	}
+	f, err := os.OpenFile(spec.MountPoint+"/f", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("UP"), 0); err != nil {
+		t.Error(err)
+	}
+	m.close(f)
+	for path, want := range map[string]string{spec.MountPoint + "/f": "UPwer", outer + "/u/f": "UPwer", outer + "/l/f": "lower"} {
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v, want %q", path, got, err, want)
 		}
 	}
 }

@@ -19,12 +19,13 @@ const (
 )
 
 // boundMemory sets what a server keeps beside what lives: at most half as much again under load, as most of it is inodes that live
-// long, and nothing at rest. GOGC of the environment comes first.
+// long, and nothing at rest; and it yields to others that need memory. GOGC of the environment comes first.
 func boundMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
 	(&trimmer{rest: restTime, free: debug.FreeOSMemory}).watch()
+	yieldMemory()
 }
 
 // trimmer gives the memory back that only a load needed, once the load is over. A process at rest is not woken up for it: what brings

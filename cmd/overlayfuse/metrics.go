@@ -62,6 +62,8 @@ var metrics = []metric{
 		func(fs *overlayfuse.Inspection) int64 { return int64(fs.Partial) }),
 	gauge("metacopy_files", "Live inodes with an upper and all of their data in a lower.",
 		func(fs *overlayfuse.Inspection) int64 { return int64(fs.Metacopy) }),
+	gauge("listing_bytes", "Bytes of the listings of merged lower directories, which mounts of the same lower layers share.",
+		func(fs *overlayfuse.Inspection) int64 { return fs.ListingBytes }),
 	{"flush_running", "gauge", "Whether the upper is being flushed.",
 		func(i *control.Inspection) (int64, bool) {
 			if i.Flush != nil {

@@ -225,6 +225,34 @@ func TestMountInAUserNamespace(t *testing.T) {
 	}
 }
 
+// TestUserNamespaceWritesBack: no passthrough is to be had there, and the kernel's writeback cache is the next best.
+func TestUserNamespaceWritesBack(t *testing.T) {
+	dir := testDirs(t)
+	out, err := exec.Command("timeout", "30", "unshare", "-Urm", "sh", "-c", fmt.Sprintf(`set -e; cd %s
+		%s -f -o lowerdir=l,upperdir=u,workdir=w,debug m 2>log &
+		until grep -q "$PWD/m fuse.overlayfuse" /proc/self/mounts; do sleep 0.05; done
+		cat m/lower m/lower; echo x >>m/lower; umount m; wait; cat u/lower`, dir, command)).CombinedOutput()
+	if err != nil || string(out) != "hellohellohellox\n" {
+		t.Fatalf("%v: %s", err, out)
+	}
+	log, err := os.ReadFile(dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer string
+	for line := range strings.Lines(string(log)) {
+		if strings.Contains(line, `msg="tx 2:`) {
+			answer = line
+		}
+	}
+	if !strings.Contains(answer, "WRITEBACK_CACHE") || strings.Contains(answer, "PASSTHROUGH") {
+		t.Errorf("INIT was answered %q", answer)
+	}
+	if n := strings.Count(string(log), ": OPEN "); n != 1 {
+		t.Errorf("%d OPENs were sent, want the first one", n)
+	}
+}
+
 func TestMountProgramRunsTheHelper(t *testing.T) {
 	// /usr/sbin with the helpers in it, in a mount namespace of its own, for mount(8) to find them.
 	dir := testDirs(t)
