@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +31,7 @@ type stack struct {
 }
 
 // snapshotterOf is the name of y's snapshotter in contrib/stack.
-var snapshotterOf = map[system]string{kernel: "overlayfs", ours: "overlayfuse"}
+var snapshotterOf = map[system]string{kernel: "overlayfs", fuseOverlayfs: "fuse-overlayfs", ours: "overlayfuse", oursWriteback: "overlayfuse"}
 
 // stackScripts is contrib/stack, beside the binary of ours, or below the working directory.
 func (b *bench) stackScripts() string {
@@ -48,8 +49,9 @@ func (b *bench) stackLacks() string {
 	if dir == "" {
 		return "contrib/stack is not here"
 	}
-	script := `. "$1/env.sh" && for c in containerd ctr runc nerdctl overlayfuse containerd-overlayfuse-grpc debootstrap; do
-		command -v $c >/dev/null || { echo "$c is not installed: contrib/stack/install.sh run"; exit; }; done`
+	script := `. "$1/env.sh" && for c in containerd ctr runc nerdctl overlayfuse containerd-overlayfuse-grpc \
+		containerd-fuse-overlayfs-grpc debootstrap; do
+		command -v $c >/dev/null || { echo "$c is not installed: contrib/stack/install.sh run bench"; exit; }; done`
 	said, err := exec.Command("bash", "-c", script, "bash", dir).CombinedOutput()
 	if err != nil {
 		return fmt.Sprintf("contrib/stack: %v: %s", err, last(string(said), 300))
@@ -60,7 +62,7 @@ func (b *bench) stackLacks() string {
 func (b *bench) containers() []experiment {
 	x := experiment{
 		name:     "container",
-		systems:  []system{kernel, ours},
+		systems:  overlays,
 		rounds:   b.everyRound,
 		deadline: b.within(5 * time.Minute),
 		needs:    b.stackLacks,
@@ -77,6 +79,7 @@ func (b *bench) containers() []experiment {
 				must: []bound{against(kernel, 1.1)},
 			},
 			{key: "write", title: "nerdctl run --rm of a shell that writes 100 files, start to exit"},
+			{key: "daemon", title: "resident memory of the snapshotter's daemon after these (the kernel's is in containerd)", unit: bytesUnit},
 		},
 	}
 	x.run = func(y system, _ int) (values, error) {
@@ -100,7 +103,19 @@ func (b *bench) containers() []experiment {
 			}
 			v[key] = middle(took)
 		}
-		return v, nil
+		if y == kernel {
+			return v, nil
+		}
+		pid, err := os.ReadFile(filepath.Join(k.dir, "daemon.pid"))
+		if err != nil {
+			return nil, err
+		}
+		n, err := strconv.Atoi(strings.TrimSpace(string(pid)))
+		if err != nil {
+			return nil, err
+		}
+		v["daemon"], err = inMemory(n, "VmRSS")
+		return v, err
 	}
 	return []experiment{x}
 }
@@ -112,6 +127,9 @@ func (b *bench) up(y system) (*stack, error) {
 	}
 	k := &stack{system: y, dir: filepath.Join(b.base, "s-"+string(y)), scripts: b.stackScripts()}
 	k.env = append(os.Environ(), "SNAPSHOTTER="+snapshotterOf[y])
+	if y == oursWriteback {
+		k.env = append(k.env, "OVERLAYFUSE_IO=writeback")
+	}
 	b.stacks[y] = k
 	image, err := b.output(10*time.Minute, k.script("image.sh", "debian", "16"))
 	if err != nil {

@@ -4,11 +4,12 @@
 #
 # OVERLAYFUSE_STACK  the prefix (default: $XDG_CACHE_HOME/overlayfuse-stack, else /var/tmp/overlayfuse-stack).
 #                    Each tool has a folder of its own there, named after its version.
-# SNAPSHOTTER        overlayfuse (default), or overlayfs to run the same things on the kernel's.
+# SNAPSHOTTER        overlayfuse (default); overlayfs to run the same things on the kernel's, fuse-overlayfs on that one.
 
 containerd_version=v2.4.2
 runc_version=v1.5.0
 nerdctl_version=v2.1.2 # pinned with all its modules in nerdctl/go.mod
+fuse_overlayfs_snapshotter_version=v2.1.7 # for comparison
 golangci_version=v2.15.0
 gotestsum_version=v1.13.0
 debian_suite=bookworm
@@ -20,6 +21,7 @@ export SNAPSHOTTER=${SNAPSHOTTER:-overlayfuse}
 
 tools="containerd-$containerd_version runc-$runc_version nerdctl-$nerdctl_version"
 tools="$tools golangci-lint-$golangci_version gotestsum-$gotestsum_version"
+tools="$tools fuse-overlayfs-snapshotter-$fuse_overlayfs_snapshotter_version"
 for tool in $tools; do
 	PATH=$prefix/$tool/bin:$PATH
 done

@@ -68,6 +68,8 @@ need_test() {
 need_bench() {
 	check_machine
 	need_packages e2fsprogs fio fuse-overlayfs git python3 sqlite3
+	CGO_ENABLED=0 build "fuse-overlayfs-snapshotter-$fuse_overlayfs_snapshotter_version" go_install \
+		"github.com/containerd/fuse-overlayfs-snapshotter/v2/cmd/containerd-fuse-overlayfs-grpc@$fuse_overlayfs_snapshotter_version"
 }
 
 need_lint() {

@@ -6,7 +6,8 @@
 #        stack.sh env DIR      prints the environment that nerdctl and ctr need, one NAME=VALUE a line
 #        stack.sh down DIR     ends all that `up` and its containers started, unmounts, removes DIR
 #
-# With SNAPSHOTTER=overlayfs the kernel's overlayfs takes our snapshotter's place. DIR must be short: it
+# With SNAPSHOTTER=overlayfs the kernel's overlayfs takes our snapshotter's place, with fuse-overlayfs that one.
+# OVERLAYFUSE_IO is the way in which ours reads and writes ([mount] io). DIR must be short: it
 # holds unix sockets. Only processes whose command line or environment names DIR are ended.
 set -euo pipefail
 # shellcheck source=env.sh
@@ -52,13 +53,27 @@ here() {
 }
 
 write_config() {
-	local imports=
-	if [ "$SNAPSHOTTER" = overlayfuse ]; then
-		imports="'$dir/conf.d/*.toml'"
-		mkdir "$dir/conf.d"
+	local imports="'$dir/conf.d/*.toml'"
+	mkdir "$dir/conf.d"
+	case $SNAPSHOTTER in
+	overlayfuse)
 		here containerd/overlayfuse.toml >"$dir/conf.d/overlayfuse.toml"
 		here systemd/config.toml >"$dir/overlayfuse.toml"
-	fi
+		[ -z "${OVERLAYFUSE_IO-}" ] || printf '\n[mount]\nio = "%s"\n' "$OVERLAYFUSE_IO" >>"$dir/overlayfuse.toml"
+		;;
+	fuse-overlayfs)
+		cat >"$dir/conf.d/fuse-overlayfs.toml" <<-EOF
+			version = 3
+			[proxy_plugins.fuse-overlayfs]
+			  type = 'snapshot'
+			  address = '$dir/snapshotter.sock'
+			[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+			  platform = 'linux/$(go env GOARCH)'
+			  snapshotter = 'fuse-overlayfs'
+		EOF
+		;;
+	*) imports= ;;
+	esac
 	cat >"$dir/containerd.toml" <<-EOF
 		version = 3
 		root = '$dir/root'
@@ -93,7 +108,10 @@ write_config() {
 }
 
 start_daemon() {
-	start daemon containerd-overlayfuse-grpc --config "$dir/overlayfuse.toml"
+	case $SNAPSHOTTER in
+	overlayfuse) start daemon containerd-overlayfuse-grpc --config "$dir/overlayfuse.toml" ;;
+	fuse-overlayfs) start daemon containerd-fuse-overlayfs-grpc "$dir/snapshotter.sock" "$snapshot_root" ;;
+	esac
 }
 
 up() {
@@ -106,8 +124,8 @@ up() {
 	write_config
 	if [ "$SNAPSHOTTER" = overlayfuse ]; then
 		start server overlayfuse serve --socket "$dir/overlayfuse.sock"
-		start_daemon
 	fi
+	start_daemon
 	start containerd containerd --config "$dir/containerd.toml"
 	wait_for 30 containerd ctr -a "$dir/containerd.sock" version
 	# A proxy plugin is listed as ok even when nothing listens: ask it.
@@ -121,11 +139,10 @@ print_env() {
 	echo "CONTAINERD_NAMESPACE=$namespace"
 	echo "CONTAINERD_SNAPSHOTTER=$SNAPSHOTTER"
 	echo "NERDCTL_TOML=$dir/nerdctl.toml"
-	if [ "$SNAPSHOTTER" = overlayfuse ]; then
-		echo "SNAPSHOT_ROOT=$snapshot_root"
-	else
-		echo "SNAPSHOT_ROOT=$dir/root/io.containerd.snapshotter.v1.$SNAPSHOTTER"
-	fi
+	case $SNAPSHOTTER in
+	overlayfs) echo "SNAPSHOT_ROOT=$dir/root/io.containerd.snapshotter.v1.$SNAPSHOTTER" ;;
+	*) echo "SNAPSHOT_ROOT=$snapshot_root" ;;
+	esac
 }
 
 # ours PID: the process is alive and was started by this stack, or for one of its containers.
