@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -64,8 +65,13 @@ func (p IOPolicy) String() string {
 	return fmt.Sprintf("IOPolicy(%d)", uint8(p))
 }
 
+// takesNone says that the kernel was found to take no real files at all: no other mount of the process need try.
+var takesNone atomic.Bool
+
 // writeback tells a policy that can't come to passthrough, and wants what is next best.
-func (p IOPolicy) writeback() bool { return p == IOWriteback || p == IOAuto && !privileged() }
+func (p IOPolicy) writeback() bool {
+	return p == IOWriteback || p == IOAuto && (!privileged() || takesNone.Load())
+}
 
 // wantsPassthrough says whether passthrough is asked of the kernel.
 func (fs *FS) wantsPassthrough() bool { return fs.cfg.IO <= IOPassthrough && !fs.writeback }
@@ -406,6 +412,7 @@ func (fs *FS) tryPassthrough() error {
 		err = fs.tryBacking(fd)
 	}
 	if err != nil {
+		takesNone.Store(true)
 		return fmt.Errorf("the kernel (6.9 or later, with CAP_SYS_ADMIN in the initial user namespace) takes no real files: %w", err)
 	}
 	if fs.readOnly() {

@@ -19,7 +19,7 @@ func newUnasked(t *testing.T, n int) (*offline, []*inode) {
 		files[fmt.Sprint("f", i)] = 10
 	}
 	o := newOffline(t, files)
-	o.cfg.IO = IOWriteback
+	o.writeback = true
 	ins := make([]*inode, n)
 	for i := range ins {
 		ins[i] = o.get(fmt.Sprint("f", i))

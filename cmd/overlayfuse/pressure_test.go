@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -79,8 +82,8 @@ func startIn(t *testing.T, groups []string, name string, args ...string) {
 	})
 }
 
-// TestListingsYieldToMemory: what a server keeps only to be quick goes while its control group is short of memory, and comes again
-// when it is needed.
+// TestListingsYieldToMemory: what a server keeps only to be quick goes while others of the machine are short of memory, and comes again
+// when it is needed. The control group that is short says so, too, as long as it is there.
 func TestListingsYieldToMemory(t *testing.T) {
 	const limit, hogged, names = 48 << 20, 128 << 20, 3000
 	dir := testDirs(t)
@@ -103,13 +106,20 @@ func TestListingsYieldToMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	group, limited := controlGroup(t, limit)
-	startIn(t, []string{group}, command, "serve", "--socket", dir+"/s")
-	var client *control.Client
-	eventually(t, "the server", func() bool {
-		client, err = control.Dial(t.Context(), dir+"/s")
-		return err == nil
+	var told atomic.Int32
+	watch := make(chan error, 1)
+	t.Cleanup(func() {
+		select {
+		case err := <-watch:
+			if !errors.Is(err, unix.ENODEV) {
+				t.Errorf("the control group is gone: %v, want %v", err, unix.ENODEV)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("the control group is gone, and still watched")
+		}
 	})
+	group, limited := controlGroup(t, limit)
+	client := serving(t, dir)
 	spec := control.Spec{ID: "m", MountPoint: dir + "/m", Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w"}
 	if err := client.Mount(t.Context(), spec); err != nil {
 		t.Fatal(err)
@@ -134,10 +144,12 @@ func TestListingsYieldToMemory(t *testing.T) {
 		t.Fatalf("listings of %d bytes are kept", n)
 	}
 
+	go func() { watch <- watchPressure([]string{group + "/memory.pressure"}, func() { told.Add(1) }) }()
 	for range 2 {
 		startIn(t, limited, "sh", "-c", `while :; do cat "$0" >/dev/null; done`, hog.Name())
 	}
 	eventually(t, "listings are given up", func() bool { return listed() == 0 })
+	eventually(t, "the control group tells that memory is scarce", func() bool { return told.Load() > 0 })
 	look()
 	if _, err := os.Stat(dir + "/m/name-7"); err != nil {
 		t.Error(err)
