@@ -35,7 +35,8 @@ options = []
 io = "auto"
 # Which files of an image use one page cache for all containers, and what that gives up until a file is opened by somebody else:
 #   "none"    nothing is shared: every container has its own copy in memory of what it reads, and nothing is given up
-#   "exec"    programs and shared libraries; who mapped one before it is written in place does not see the write, read(2) does
+#   "exec"    programs and shared libraries; who had one open when it was first written in place maps it as it was, and its locks
+#             are not those of who opens it later; read(2) sees the write
 #   "mapped"  the same for files of every kind; each read(2) of a file of the image is a request to the mount server then
 #   "all"     whatever is opened for reading; a descriptor that was opened before the first write never shows it
 # The label containerd.io/snapshot/overlayfuse.sharing on a snapshot comes before this.

@@ -122,12 +122,19 @@
 //	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
 //	| differs_setid_given_to_an_open_file          | a write takes them                        | stays: the kernel writes with our rights      |
 //	| differs_watch_of_an_open_program             | a watch on the program tells of a write   | nothing; a watch on its directory tells of it |
+//	| differs_locks_of_an_open_program             | they exclude those of later descriptors   | not if it was open when it was first written  |
 //	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
 //	| differs_upper_that_lost_its_size             | size 0                                    | the lower's size and data (a crash on btrfs)  |
 //	| differs_completion_that_was_killed           | EIO: it has no partial files              | its times are put back at the next mount      |
 //	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
 //	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |
+//
+// With the option sharing (not with io=writeback, where nothing is shared):
+//
+//	| sharing_none                         | a mapping made before the write is stale  | it sees the write, of a program, too                  |
+//	| sharing_mapped                       | so is one of a descriptor opened before   | the same, of files of every kind; reads see all       |
+//	| sharing_all                          | a descriptor opened before sees the write | it never does, nor any later one; one opened later does |
 //
 // FICLONE between files of the mount is EOPNOTSUPP, as on the kernel's overlayfs over ext4, also where the upper's file system could
 // do it: fs/fuse has no remap_file_range, so the server is never asked (fs/remap_range.c:vfs_clone_file_range(), Linux 6.18).

@@ -80,8 +80,8 @@ func (fs *FS) wantsPassthrough() bool { return fs.cfg.IO <= IOPassthrough && !fs
 type Sharing uint8
 
 const (
-	// SharingExec shares programs and libraries (ELF executables and shared objects) while they are run or mapped. A mapping that was
-	// made before such a file is written does not show the write, as on the kernel's overlayfs; read(2) does.
+	// SharingExec shares programs and libraries (ELF executables and shared objects) while they are run or mapped. A mapping of a
+	// descriptor that was opened before such a file is written does not show the write, as on the kernel's overlayfs; read(2) does.
 	SharingExec Sharing = iota
 	// SharingNone shares nothing: a mapping of any file shows every write.
 	SharingNone

@@ -33,7 +33,7 @@ func TestPollingNeedsShortGaps(t *testing.T) {
 	if runtime.GOMAXPROCS(0) < 2 || runtime.NumCPU() < 2 {
 		t.Skip("a single processor never polls")
 	}
-	p := &pace{limit: defaultPoll}
+	p := &pace{limit: defaultPoll, yield: yield}
 	if polls(t, p) {
 		t.Error("it polls at once")
 	}
@@ -130,5 +130,67 @@ func TestSlownessCountsWhatWasRelieved(t *testing.T) {
 	}
 	if !s.slow.expect(op) {
 		t.Error("a kind of which the reader had to be relieved is not expected to be slow")
+	}
+}
+
+// TestPollingGivesWay: where somebody else wanted the CPU no reader polls for a while, each time for longer, until a poll goes well.
+func TestPollingGivesWay(t *testing.T) {
+	if runtime.GOMAXPROCS(0) < 2 || runtime.NumCPU() < 2 {
+		t.Skip("a single processor never polls")
+	}
+	r, w := pipe(t)
+	yields := 0
+	var wanted time.Duration // what a yield takes
+	p := &pace{limit: time.Second, on: true, yield: func() {
+		yields++
+		time.Sleep(wanted)
+	}}
+	poll := func() unix.Errno {
+		p.on, p.vain = true, 0
+		_, errno := p.poll(r, make([]byte, 1))
+		return errno
+	}
+	wanted = 2 * lost
+	for _, rest := range []time.Duration{firstRest, 2 * firstRest, 4 * firstRest} {
+		yields = 0
+		if errno := poll(); errno != unix.EAGAIN || yields != 1 {
+			t.Fatalf("%v after %d yields, want one", errno, yields)
+		}
+		if left := p.until - now(); p.rest != rest || left > rest || left < rest/2 {
+			t.Fatalf("polling rests for %v, %v of it are left, want %v", p.rest, left, rest)
+		}
+		yields = 0
+		if errno := poll(); errno != unix.EAGAIN || yields != 0 {
+			t.Fatalf("%v, %d yields while polling rests", errno, yields)
+		}
+		p.until = 0
+	}
+	p.rest = lastRest
+	if poll(); p.rest != lastRest {
+		t.Errorf("polling rests for %v, want %v at most", p.rest, lastRest)
+	}
+
+	p.until, wanted = 0, 0
+	if _, err := unix.Write(w, []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if errno := poll(); errno != 0 || p.rest != 0 {
+		t.Errorf("%v, and the next rest is longer than %v", errno, p.rest)
+	}
+}
+
+// TestHalfOfTheProcessorsPoll: what polls takes a processor of the Go scheduler, which others need.
+func TestHalfOfTheProcessorsPoll(t *testing.T) {
+	procs := min(runtime.GOMAXPROCS(0), runtime.NumCPU())
+	r, _ := pipe(t)
+	yields := 0
+	p := &pace{limit: defaultPoll, on: true, yield: func() { yields++ }}
+	polling.Add(int32(procs / 2))
+	defer polling.Add(-int32(procs / 2))
+	if _, errno := p.poll(r, make([]byte, 1)); errno != unix.EAGAIN || yields != 0 {
+		t.Errorf("%v, one more than %d of %d polls", errno, procs/2, procs)
+	}
+	if n := polling.Load(); n != int32(procs/2) {
+		t.Errorf("%d poll, want %d", n, procs/2)
 	}
 }

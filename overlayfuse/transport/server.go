@@ -52,7 +52,7 @@ func New(fs fuse.RawFileSystem, opts *fuse.MountOptions, fd int, o *Options) (*S
 	if s.log == nil {
 		s.log = log.Default()
 	}
-	s.pace.limit = defaultPoll
+	s.pace.limit, s.pace.yield = defaultPoll, yield
 	if o != nil && o.Poll != 0 {
 		s.pace.limit = max(o.Poll, 0)
 	}
