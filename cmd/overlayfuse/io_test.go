@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -168,11 +168,16 @@ func TestIOPolicies(t *testing.T) {
 	}
 }
 
-// TestWritebackOpensWithoutAsking: the server answers nothing while a file is opened, read from the page cache and closed.
-func TestWritebackOpensWithoutAsking(t *testing.T) {
-	dir := testDirs(t)
-	server := exec.Command(filepath.Join(filepath.Dir(command), "overlayfuse"), "-f", "-o", writable(dir)+",io=writeback", dir+"/m")
-	if err := server.Start(); err != nil {
+// foreground runs a server of its own on dir/m, logging to dir/log.
+func foreground(t *testing.T, dir, options string) *exec.Cmd {
+	t.Helper()
+	log, err := os.Create(dir + "/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command(command, "-f", "-o", writable(dir)+","+options, dir+"/m")
+	server.Stderr = log
+	if err := errors.Join(server.Start(), log.Close()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -185,24 +190,17 @@ func TestWritebackOpensWithoutAsking(t *testing.T) {
 		}
 	})
 	eventually(t, "the mount", func() bool { return mountLine(t, dir) != "" })
-	for range 2 { // the first time the server says that it wants not to be asked
-		if got, err := os.ReadFile(dir + "/m/lower"); err != nil || string(got) != "hello" {
-			t.Fatalf("%q, %v", got, err)
-		}
-	}
+	return server
+}
+
+// unserved runs f while the server is stopped and answers nothing.
+func unserved(t *testing.T, server *exec.Cmd, f func() error) {
+	t.Helper()
 	if err := server.Process.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() {
-		f, err := os.OpenFile(dir+"/m/lower", os.O_RDWR, 0)
-		if err == nil {
-			buf := make([]byte, 5)
-			_, err = f.ReadAt(buf, 0)
-			err = errors.Join(err, f.Close())
-		}
-		done <- err
-	}()
+	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		if err != nil {
@@ -210,6 +208,144 @@ func TestWritebackOpensWithoutAsking(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("something was asked of the server, which is stopped")
+	}
+	if err := server.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestWritebackOpensWithoutAsking: the server answers nothing while a file is opened, read from the page cache and closed.
+func TestWritebackOpensWithoutAsking(t *testing.T) {
+	dir := testDirs(t)
+	server := foreground(t, dir, "io=writeback")
+	for range 2 { // the first time the server says that it wants not to be asked
+		if got, err := os.ReadFile(dir + "/m/lower"); err != nil || string(got) != "hello" {
+			t.Fatalf("%q, %v", got, err)
+		}
+	}
+	unserved(t, server, func() error {
+		f, err := os.OpenFile(dir+"/m/lower", os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		buf := make([]byte, 5)
+		_, err = f.ReadAt(buf, 0)
+		return errors.Join(err, f.Close())
+	})
+}
+
+// TestWhatIsKnownIsNotAsked: what was looked up, listed and read once is the kernel's, and a file that was only read is closed without
+// asking. A file that is passed through is written as well.
+func TestWhatIsKnownIsNotAsked(t *testing.T) {
+	dir := testDirs(t)
+	if err := errors.Join(os.Symlink("lower", dir+"/l/link"), os.Mkdir(dir+"/l/d", 0o755), os.WriteFile(dir+"/l/d/f", nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	server := foreground(t, dir, "io=passthrough")
+	at := func(name string) string { return dir + "/m/" + name }
+	lower, err := os.Open(at("lower"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	upper, err := os.OpenFile(at("new"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = upper.Close() }()
+	look := func() error {
+		var errs []error
+		check := func(ok bool, what string, err error) {
+			if !ok || err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", what, errors.Join(err, unix.EINVAL)))
+			}
+		}
+		st, err := os.Stat(at("d/f"))
+		check(err == nil && st.Mode() == 0o600, "stat", err)
+		_, err = os.Stat(at("d/missing"))
+		check(errors.Is(err, os.ErrNotExist), "a missing name", nil)
+		link, err := os.Readlink(at("link"))
+		check(link == "lower", "readlink", err)
+		names, err := os.ReadDir(at("d"))
+		check(len(names) == 1, "readdir", err)
+		names, err = os.ReadDir(at("."))
+		check(len(names) == 4, "readdir of a merged directory", err)
+		buf := make([]byte, 5)
+		_, err = lower.ReadAt(buf, 0)
+		check(string(buf) == "hello", "read", err)
+		_, err = upper.WriteAt([]byte("12345"), 0)
+		check(true, "write", err)
+		_, err = upper.ReadAt(buf, 0)
+		check(string(buf) == "12345", "read of an upper", err)
+		return errors.Join(errs...)
+	}
+	for range 3 { // the first listing of a directory is watched (ahead.go), and a listing is kept after the second
+		if err := look(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unserved(t, server, func() error { return errors.Join(look(), lower.Close()) })
+}
+
+// TestRequestsOfOneOperation: what an open and a create ask for, and nothing else: GETATTR, LOOKUP and GETXATTR are the kernel's own, see
+// contrib/bench/results/missed.md.
+func TestRequestsOfOneOperation(t *testing.T) {
+	dir := testDirs(t)
+	foreground(t, dir, "io=passthrough,debug")
+	f, err := os.Open(dir + "/m/lower") // the root's attributes are known from here on
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	request := regexp.MustCompile(`msg="rx \d+: (\w+) `)
+	var seen int
+	asked := func(last string) (names []string) {
+		eventually(t, last, func() bool { // nobody waits for it
+			log, err := os.ReadFile(dir + "/log")
+			if err != nil {
+				t.Fatal(err)
+			}
+			all := request.FindAllStringSubmatch(string(log), -1)
+			names = nil
+			for _, m := range all[seen:] {
+				names = append(names, m[1])
+			}
+			if n := len(names); n == 0 || names[n-1] != last {
+				return false
+			}
+			seen = len(all)
+			return true
+		})
+		return names
+	}
+	asked("RELEASE")
+	read := func() error {
+		f, err := os.Open(dir + "/m/lower")
+		if err == nil {
+			_, err = f.Read(make([]byte, 9))
+			err = errors.Join(err, f.Close())
+		}
+		return err
+	}
+	for _, c := range []struct {
+		name string
+		do   func() error
+		want string
+	}{
+		{"open, read, close", read, "OPEN READ RELEASE"},
+		{"the same again", read, "OPEN RELEASE"},
+		{"create, write, close", func() error { return os.WriteFile(dir+"/m/new", []byte("data"), 0o600) },
+			"LOOKUP CREATE GETXATTR RELEASE"},
+		{"the next one", func() error { return os.WriteFile(dir+"/m/next", []byte("data"), 0o600) },
+			"GETATTR LOOKUP CREATE GETXATTR RELEASE"},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(asked("RELEASE"), " "); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
 	}
 }
 

@@ -58,7 +58,7 @@ func TestPollingInVainEnds(t *testing.T) {
 		t.Skip("a single processor never polls")
 	}
 	r, _ := pipe(t)
-	p := &pace{limit: defaultPoll, on: true}
+	p := &pace{limit: defaultPoll, on: true, yield: yield}
 	for range 1000 {
 		if _, errno := p.poll(r, make([]byte, 8)); errno != unix.EAGAIN {
 			t.Fatal(errno)
