@@ -207,7 +207,7 @@ func (b *Background) run() {
 		}
 		drops, gone, more := b.look(time.Now())
 		for _, d := range drops {
-			d.file.dropPages(d.used)
+			d.file.dropPages(d.used, d.dirty)
 		}
 		for _, t := range gone {
 			t.release()
@@ -219,8 +219,9 @@ func (b *Background) run() {
 }
 
 type drop struct {
-	file *File
-	used span
+	file  *File
+	used  span
+	dirty bool // something of it was written
 }
 
 // look decides what is due, and hands settling and completing to workers.
@@ -237,7 +238,7 @@ func (b *Background) look(now time.Time) (drops []drop, gone []*tracked, more bo
 		}
 		t.wrote = false
 		if b.dropDueLocked(t, now) {
-			drops = append(drops, drop{f, t.used})
+			drops = append(drops, drop{f, t.used, t.dirty})
 			b.droppedLocked(t)
 		}
 		if !t.busy && t.bytes == 0 && (f.State() != UpperShared || t.idle > idleTicks) {
@@ -359,16 +360,24 @@ func (f *File) progress() (full bool, percent int) {
 
 // dropPages takes pages of the upper out of the page cache; those that are dirty begin to be written back instead. What
 // the mount's users need is in the mount's own cache.
-// Errors go nowhere: the pages then stay.
-func (f *File) dropPages(s span) {
+// Errors go nowhere: the pages then stay. Those of writeback are kept for who syncs, and what was lost shows the lower again: a page that
+// could not be written is clean, and where it was the upper may have room, and zeros, on the disk.
+func (f *File) dropPages(s span, dirty bool) {
 	if f.begin() != nil {
 		return
 	}
 	defer f.end()
+	off := s.off &^ (bufferBytes - 1) // whole folios
+	s = span{off, (s.end + bufferBytes - 1) &^ (bufferBytes - 1)}
+	if dirty && !f.checkWriteback(s) {
+		return
+	}
 	_ = f.withUpper(func(b *backing) error {
-		off := s.off &^ (bufferBytes - 1) // whole folios
-		n, err := f.sys.dropCache(b.fd, off, (s.end+bufferBytes-1)&^(bufferBytes-1)-off)
+		n, err := f.sys.dropCache(b.fd, s.off, s.end-s.off)
 		f.stats.BytesDropped.Add(uint64(max(n, 0)))
 		return err
 	})
+	if dirty { // what failed since then is among what was dropped
+		f.checkWriteback(s)
+	}
 }

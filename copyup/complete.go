@@ -84,12 +84,12 @@ func (f *File) populate(ctx context.Context, off, end int64) error {
 
 // Preconditions: lasting unless the caller is changing the file anyway.
 func (f *File) populatePaced(ctx context.Context, s span, lasting bool, pace func(context.Context, int) error) error {
-	if err := f.load(); err != nil {
-		return err
-	}
 	for {
 		if ctx.Err() != nil {
 			return interrupted(ctx)
+		}
+		if err := f.load(); err != nil {
+			return err
 		}
 		missing := f.firstMissing(s)
 		if missing.off >= missing.end {
@@ -127,7 +127,7 @@ func (f *File) firstMissing(s span) span {
 
 // populateChunk copies the units of s, which it reserves, that are missing then.
 func (f *File) populateChunk(ctx context.Context, s span, lasting bool) error {
-	release, ok, err := f.reserveSpan(s)
+	release, ok, err := f.reserveMapped(s)
 	if err != nil || !ok {
 		return err
 	}
@@ -171,7 +171,7 @@ func (f *File) copyMissing(ctx context.Context, upper *backing, s span) error {
 	return err
 }
 
-// becomeUpper takes the marks of a partial file away if the upper has all of it.
+// becomeUpper takes the marks of a partial file away if the upper has all of it, unless a sync has failed and is to be dealt with.
 // Preconditions: a sync ended after the last missing unit arrived, or volatile.
 func (f *File) becomeUpper() error {
 	release, ok, err := f.reserveSpan(wholeSpan())
@@ -181,6 +181,9 @@ func (f *File) becomeUpper() error {
 	defer release()
 	if !f.isFull() {
 		return nil
+	}
+	if err := f.inDoubt(); err != nil {
+		return err
 	}
 	if err := f.withUpper(func(b *backing) error { return f.target.Complete(b.file) }); err != nil {
 		err = fmt.Errorf("copyup: complete: %w", err)

@@ -42,7 +42,7 @@ type fakeKernel struct {
 type way int
 
 const (
-	byClone  way = iota // reflink, emulated by copying
+	byClone  way = iota // reflink, emulated by copying where the file system has none
 	byRange             // copy_file_range
 	byBuffer            // neither
 	byZeros             // neither; and no holes can be found or punched
@@ -138,15 +138,30 @@ func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, e
 		p := slices.Concat(bufs...)
 		bufs = [][]byte{p[:halve(len(p), true)]}
 	}
-	return k.linux.pwrite(fd, bufs, off, 0)
+	n, err := k.linux.pwrite(fd, bufs, off, 0)
+	if err == nil && flags != 0 {
+		k.durable(fd)
+	}
+	return n, err
+}
+
+// note keeps what is given back, and whether the size was changed.
+func (k *fakeKernel) note(s span, resized bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if s != (span{}) {
+		k.freed = append(k.freed, s)
+	}
+	if resized {
+		k.resized++
+	}
 }
 
 func (k *fakeKernel) ftruncate(fd int, size int64) error {
 	if _, err := k.enter("ftruncate"); err != nil {
 		return err
 	}
-	k.freed = append(k.freed, span{size, math.MaxInt64})
-	k.resized++
+	k.note(span{size, math.MaxInt64}, true)
 	return k.linux.ftruncate(fd, size)
 }
 
@@ -162,10 +177,10 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 		return err
 	}
 	if mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) != 0 {
-		k.freed = append(k.freed, span{(off + testUnit - 1) &^ (testUnit - 1), (off + length) &^ (testUnit - 1)})
+		k.note(span{(off + testUnit - 1) &^ (testUnit - 1), (off + length) &^ (testUnit - 1)}, false)
 	}
 	if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
-		k.resized++
+		k.note(span{}, true)
 	}
 	if mode&unix.FALLOC_FL_COLLAPSE_RANGE != 0 && k.onClone != nil {
 		k.onClone() // blocks move, after a writeback
@@ -190,11 +205,14 @@ func (k *fakeKernel) cloneRange(dst, src int, length int64) error {
 	if k.way != byClone {
 		return unix.EOPNOTSUPP
 	}
-	buf := make([]byte, length)
-	if n, err := k.linux.pread(src, buf, 0); err != nil || int64(n) != length {
-		return errors.Join(err, fmt.Errorf("clone read %d of %d bytes", n, length))
+	err := k.linux.cloneRange(dst, src, length)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		buf := make([]byte, length)
+		if n, err := k.linux.pread(src, buf, 0); err != nil || int64(n) != length {
+			return errors.Join(err, fmt.Errorf("clone read %d of %d bytes", n, length))
+		}
+		_, err = k.linux.pwrite(dst, [][]byte{buf}, 0, 0)
 	}
-	_, err := k.linux.pwrite(dst, [][]byte{buf}, 0, 0)
 	if err == nil && k.onClone != nil {
 		k.onClone()
 	}
@@ -222,11 +240,25 @@ func (k *fakeKernel) synced(name string, fd int) error {
 	if _, err := k.enter(name); err != nil {
 		return err
 	}
+	k.durable(fd)
+	return nil
+}
+
+// durable: what was done so far survives a power cut.
+func (k *fakeKernel) durable(fd int) {
+	k.mu.Lock()
 	k.freed, k.resized = nil, 0
+	k.mu.Unlock()
 	if k.onSync != nil {
 		k.onSync(fd)
 	}
-	return nil
+}
+
+func (k *fakeKernel) awaitWriteback(fd int, off, length int64) error {
+	if _, err := k.enter("await"); err != nil {
+		return err
+	}
+	return k.linux.awaitWriteback(fd, off, length)
 }
 
 func (k *fakeKernel) written(fd int, limit int64) ([]span, error) {

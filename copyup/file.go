@@ -21,6 +21,9 @@ type File struct {
 	// loading is held across I/O by who reads the extent map from the upper.
 	loading sync.Mutex
 
+	// syncing is held by who asks the kernel whether writeback failed. A span may be held, and none is waited for.
+	syncing sync.Mutex
+
 	// forgotten: Background takes no interest any more.
 	forgotten atomic.Bool
 	// quiet is held for reading across a write to a partial upper, for writing across Target.Quietly: what that puts back
@@ -55,7 +58,13 @@ type File struct {
 	// +checklocks:mu
 	named bool // the upper's name and marks are durable: an fsync ended after the copy-up
 	// +checklocks:mu
-	syncErr error // of a sync that no caller asked for; the next Sync reports it
+	doubt error // of a failed sync, until the map is read again
+	// +checklocks:mu
+	failure error // of the last failed sync
+	// +checklocks:mu
+	failures uint64 // failed syncs
+	// +checklocks:mu
+	told uint64 // of these, how many Sync knows of
 	// +checklocks:mu
 	poison error // what every operation answers from now on; wraps EIO
 }

@@ -86,7 +86,7 @@ func TestModelOnFileSystems(t *testing.T) {
 			if err != nil || unit != want {
 				t.Fatalf("unit %d, %v; want %d", unit, err, want)
 			}
-			st := newStageIn(t, dir)
+			st := newStageIn(t, dir, fs.name == "btrfs")
 			st.unit = unit
 			runModel(t, st, modelSeeds(t, []uint64{11, 12}), modelOps(t, 3000))
 		})

@@ -29,11 +29,12 @@ const holeSize = 64 << 10
 type stage struct {
 	main, other string
 	unit        int64
+	btrfs       bool // the options that a mount has there
 }
 
 func newStage(t *testing.T) stage {
 	t.Helper()
-	return newStageIn(t, scratch(t))
+	return newStageIn(t, scratch(t), false)
 }
 
 // scratch is a directory in memory, if there is such: thousands of files are made and removed. What disks do differently is
@@ -52,9 +53,9 @@ func scratch(t *testing.T) string {
 	return dir
 }
 
-func newStageIn(t *testing.T, dir string) stage {
+func newStageIn(t *testing.T, dir string, btrfs bool) stage {
 	t.Helper()
-	st := stage{filepath.Join(dir, "main"), filepath.Join(dir, "other"), testUnit}
+	st := stage{filepath.Join(dir, "main"), filepath.Join(dir, "other"), testUnit, btrfs}
 	for _, d := range []string{st.main, st.other} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -86,7 +87,7 @@ func (st stage) scene(t *testing.T, w way, meta bool, above int64) *scene {
 		s.target.metacopy()
 	}
 	s.target.fail = s.kernel.target
-	s.opts = Options{Unit: st.unit, PartialAbove: above, Stats: s.stats, Log: logTo(t)}
+	s.opts = Options{Unit: st.unit, PartialAbove: above, Stats: s.stats, Log: logTo(t), LooseNames: st.btrfs, StaleTails: st.btrfs}
 	if w == byZeros {
 		s.opts.Unit, s.target.whole = 0, true
 	}

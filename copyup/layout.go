@@ -69,40 +69,39 @@ func (f *File) truncateShared(size int64) error {
 	if err := f.fillCut(size); err != nil {
 		return err
 	}
-	release, ok, err := f.reserveSpan(wholeSpan())
+	release, ok, err := f.reserveMapped(wholeSpan())
 	if err != nil {
 		return err
 	}
 	if !ok {
 		return errMoved
 	}
+	defer release()
 	if s := f.cutUnit(size); s.off < s.end { // a truncation came between
 		release()
 		return f.truncateShared(size)
 	}
 	gone := false
-	err = func() error {
-		defer release()
-		return f.withUpper(func(b *backing) error {
-			if err := f.storeLimit(b); err != nil {
-				return err
-			}
-			err := f.ftruncate(b, size)
-			if err != nil { // perhaps it was half done
-				st, errStat := f.stat(b.fd)
-				if errStat != nil {
-					return errors.Join(err, errStat)
-				}
-				size = st.Size
-			}
-			gone = f.cut(size)
-			// What fails here is tried again before anything can make the file larger.
-			if errLimit := f.storeLimit(b); errLimit != nil {
-				f.logf("copyup: %v: stays to be done", errLimit)
-			}
+	err = f.withUpper(func(b *backing) error {
+		if err := f.storeLimit(b); err != nil {
 			return err
-		})
-	}()
+		}
+		err := f.ftruncate(b, size)
+		if err != nil { // perhaps it was half done
+			st, errStat := f.stat(b.fd)
+			if errStat != nil {
+				return errors.Join(err, errStat)
+			}
+			size = st.Size
+		}
+		gone = f.cut(size)
+		// What fails here is tried again before anything can make the file larger.
+		if errLimit := f.storeLimit(b); errLimit != nil {
+			f.logf("copyup: %v: stays to be done", errLimit)
+		}
+		return err
+	})
+	release()
 	if err != nil || !gone {
 		return err
 	}
@@ -229,7 +228,7 @@ func (f *File) allocateShared(mode uint32, off, length int64) error {
 	if err := f.fillCut(s.end); err != nil {
 		return err
 	}
-	release, ok, err := f.reserveSpan(s)
+	release, ok, err := f.reserveMapped(s)
 	if err != nil {
 		return err
 	}

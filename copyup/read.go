@@ -92,14 +92,14 @@ func (f *File) readShared(p []byte, off int64) (int, error) {
 }
 
 // pieces says where the parts of [off, end) are; beyond the end of the file, in the upper.
-// Errors: errMoved if the file is not partial any more.
+// Errors: errMoved if the file is not partial any more, or has to be looked at again.
 func (f *File) pieces(off, end int64) ([]piece, error) {
 	if err := f.load(); err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state != UpperShared {
+	if f.state != UpperShared || f.ext == nil {
 		return nil, errMoved
 	}
 	var ps []piece

@@ -13,8 +13,8 @@ func wholeSpan() span { return span{0, math.MaxInt64} }
 
 func (s span) meets(o span) bool { return s.off < o.end && o.off < s.end }
 
-// reserveSpan waits until no other reservation meets s, and gives the one that must be released. False: the file is no
-// longer partial, so nothing was reserved.
+// reserveSpan waits until no other reservation meets s, and gives the one that must be released; to do so again is harmless. False:
+// the file is no longer partial, so nothing was reserved.
 // Errors: EIO if poisoned.
 func (f *File) reserveSpan(s span) (release func(), ok bool, err error) {
 	f.mu.Lock()
@@ -34,6 +34,20 @@ func (f *File) reserveSpan(s span) (release func(), ok bool, err error) {
 	held := &s
 	f.spans = append(f.spans, held)
 	return func() { f.releaseSpan(held) }, true, nil
+}
+
+// reserveMapped is reserveSpan for who needs the extent map, which nobody takes away while a span is reserved.
+// Errors: those of reserveSpan and of load.
+func (f *File) reserveMapped(s span) (release func(), ok bool, err error) {
+	for {
+		if err := f.load(); err != nil {
+			return nil, false, err
+		}
+		if release, ok, err = f.reserveSpan(s); err != nil || !ok || f.loaded() {
+			return release, ok, err
+		}
+		release() // a sync failed meanwhile: see distrust
+	}
 }
 
 // +checklocks:f.mu

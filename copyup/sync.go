@@ -2,12 +2,18 @@ package copyup
 
 import "fmt"
 
-// Sync makes what was written to this file durable, and nothing else: fdatasync(2) or fsync(2) of the upper, which costs what
+// Sync is SyncFor for who keeps no count: a failure in the background is told once to all of these together.
+func (f *File) Sync(dataOnly bool) error { return f.SyncFor(dataOnly, &f.told) }
+
+// SyncFor makes what was written to this file durable, and nothing else: fdatasync(2) or fsync(2) of the upper, which costs what
 // is dirty of it. Nothing to do while the data is in the lower, or when volatile. A partial file that has everything in the
 // upper by then becomes plain.
-// Errors: those of fsync(2); what they say about lost data holds here too. Those of a sync in the background are
-// reported once as well.
-func (f *File) Sync(dataOnly bool) error {
+//
+// seen is the caller's: what Failures gave when it opened the file. A sync or writeback that has failed since, for whomever, is told as
+// well, once: as a plain file tells each descriptor.
+//
+// Errors: those of fsync(2); what they say about lost data holds here too.
+func (f *File) SyncFor(dataOnly bool, seen *uint64) error {
 	if err := f.begin(); err != nil {
 		return err
 	}
@@ -21,7 +27,7 @@ func (f *File) Sync(dataOnly bool) error {
 	if err != nil {
 		err = f.distrust(err)
 	}
-	if missed := f.takeSyncErr(); err == nil {
+	if missed := f.missed(seen); err == nil {
 		err = missed
 	}
 	if err != nil || !full {
@@ -34,7 +40,25 @@ func (f *File) Sync(dataOnly bool) error {
 	return nil
 }
 
-// syncShared makes a partial upper durable for the sake of its marks. Nobody asked for it, so its error is kept for who does.
+// Failures counts the syncs and writebacks of the file that have failed.
+func (f *File) Failures() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failures
+}
+
+// missed gives the last failure if it is not among those seen, and counts all as seen.
+func (f *File) missed(seen *uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if *seen == f.failures {
+		return nil
+	}
+	*seen = f.failures
+	return f.failure
+}
+
+// syncShared makes a partial upper durable for the sake of its marks. Nobody asked for it: its error is kept for who does.
 func (f *File) syncShared() error {
 	if f.opts.Volatile {
 		return nil
@@ -42,11 +66,42 @@ func (f *File) syncShared() error {
 	err := f.syncUpper(false)
 	if err != nil {
 		err = f.distrust(err)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.syncErr = err
 	}
 	return err
+}
+
+// checkWriteback waits for what of the upper is being written back, and reports whether all of it was. As with syncShared, the error is
+// kept.
+func (f *File) checkWriteback(s span) bool {
+	err := f.toDisk(func(fd int) error { return f.sys.awaitWriteback(fd, s.off, s.end-s.off) })
+	if err != nil {
+		f.logf("copyup: writeback: %v", f.distrust(err))
+	}
+	return err == nil
+}
+
+// toDisk runs a call that tells of failed writeback. The kernel tells one failure to one of those who use a descriptor, and all of a
+// file's users share the upper's: so one asks at a time, and until the map is read again all get to know.
+func (f *File) toDisk(call func(fd int) error) error {
+	f.syncing.Lock()
+	defer f.syncing.Unlock()
+	err := f.withUpper(func(b *backing) error { return retryErr(func() error { return call(b.fd) }) })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		return f.doubt
+	}
+	err = fmt.Errorf("copyup: sync: %w", err)
+	f.doubt, f.failure = err, err
+	f.failures++
+	return err
+}
+
+// inDoubt gives the failure of a sync after which the map was not read again yet.
+func (f *File) inDoubt() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.doubt
 }
 
 // distrust is called after a failed sync of a partial file, which may have left units that the map has as holes, with clean pages: the
@@ -55,40 +110,33 @@ func (f *File) syncShared() error {
 // Preconditions: the caller has no span.
 func (f *File) distrust(cause error) error {
 	release, ok, err := f.reserveSpan(wholeSpan())
-	if err != nil || !ok {
+	if err != nil {
 		return cause
 	}
-	defer release()
-	err = f.withUpper(func(b *backing) error {
-		_, err := f.sys.dropCache(b.fd, 0, 0)
-		return err
-	})
+	if ok {
+		defer release()
+		err = f.withUpper(func(b *backing) error {
+			_, err := f.sys.dropCache(b.fd, 0, 0)
+			return err
+		})
+		if err != nil {
+			f.logf("copyup: drop pages after a failed sync: %v", err)
+		}
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ext = nil
-	if err != nil {
-		f.logf("copyup: drop pages after a failed sync: %v", err)
-	}
+	f.ext, f.doubt = nil, nil
 	return cause
 }
 
-func (f *File) takeSyncErr() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	err := f.syncErr
-	f.syncErr = nil
-	return err
-}
-
-// syncUpper is the call. The first one after a copy-up is for the name and the marks as well.
+// syncUpper is fsync(2) or fdatasync(2). The first one after a copy-up is for the name and the marks as well.
 func (f *File) syncUpper(dataOnly bool) error {
 	call := f.sys.fsync
 	if dataOnly {
 		call = f.sys.fdatasync
 	}
-	err := f.withUpper(func(b *backing) error { return retryErr(func() error { return call(b.fd) }) })
-	if err != nil {
-		return fmt.Errorf("copyup: sync: %w", err)
+	if err := f.toDisk(call); err != nil {
+		return err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -68,18 +68,16 @@ func (f *File) isNamed() bool {
 // the lower has around p, so that none of them ever shows zeros.
 // Errors: errMoved, with nothing written, if the file is partial no more.
 func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
-	if err := f.load(); err != nil {
-		return 0, err
-	}
 	unit := f.opts.Unit
 	whole := span{off &^ (unit - 1), (off + int64(len(p)) + unit - 1) &^ (unit - 1)}
-	release, ok, err := f.reserveSpan(whole)
+	release, ok, err := f.reserveMapped(whole)
 	if err != nil {
 		return 0, err
 	}
 	if !ok {
 		return 0, errMoved
 	}
+	defer release()
 	w := f.planWrite(p, off, whole)
 	if s := f.cutUnit(whole.end); w.grows && s.off < s.end && s.off < whole.off {
 		release()
@@ -88,12 +86,6 @@ func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
 		}
 		return f.writeShared(p, off, flags)
 	}
-	released := false
-	defer func() {
-		if !released {
-			release()
-		}
-	}()
 	n := 0
 	err = f.withUpper(func(b *backing) (err error) {
 		if err := f.storeLimit(b); err != nil {
@@ -108,7 +100,6 @@ func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
 		// Not by the write itself: one that fails to sync has written, and does not say so.
 		if err = f.syncUpper(flags == unix.RWF_DSYNC); err != nil {
 			release()
-			released = true
 			return 0, f.distrust(err)
 		}
 	}

@@ -62,7 +62,7 @@ func (fs *FS) open(in *inode, o openRequest, out *fuse.OpenOut) error {
 	if a.mode == ioCached && !write && fs.atimeDue(in) {
 		a.flags &^= fuse.FOPEN_KEEP_CACHE
 	}
-	out.Fh = fs.handles.add(&handle{in: in, data: f, flags: o.flags, io: a.io, mode: a.mode})
+	out.Fh = fs.handles.add(&handle{in: in, data: f, flags: o.flags, io: a.io, mode: a.mode, seen: f.Failures()})
 	out.OpenFlags, out.BackingID = a.flags, a.backing
 	return nil
 }
@@ -252,7 +252,11 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 		return s
 	}
 	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
-	if err := h.data.Sync(in.FsyncFlags&dataOnly != 0); err != nil {
+	sync := h.data.Sync // where the kernel opens without asking, it tells each descriptor itself
+	if !fs.opensUnasked() {
+		sync = func(dataOnly bool) error { return h.data.SyncFor(dataOnly, &h.seen) }
+	}
+	if err := sync(in.FsyncFlags&dataOnly != 0); err != nil {
 		return fs.fail("fsync", h.in, err)
 	}
 	return fs.fail("fsync", h.in, fs.syncMetacopy(h))

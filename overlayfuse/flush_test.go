@@ -356,3 +356,33 @@ func TestFlushFailsOnAPoisonedFile(t *testing.T) {
 		})
 	}
 }
+
+// TestFailedCompletionLeavesNothing: a completion that fails notes nothing for the next mount, which would put back times and a capability
+// that have changed since.
+func TestFailedCompletionLeavesNothing(t *testing.T) {
+	o := newOffline(t, map[string]int{"f": 1 << 20})
+	upper := o.dir + "/u/f"
+	in := o.write("f", "x", 0)
+	netRaw := []byte{0, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} // struct vfs_cap_data of revision 2
+	must(t, unix.Setxattr(upper, capabilityXattr, netRaw, 0))
+	f, err := os.OpenFile(upper, os.O_RDWR, 0)
+	must(t, err)
+	err = (&target{in: in}).Quietly(f, true, func() error { return unix.ENOSPC })
+	must(t, f.Close())
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // a tick of the clock of times
+	o.write("f", "new", 100)
+	var before, after unix.Stat_t
+	must(t, unix.Lstat(upper, &before))
+	must(t, o.close())
+	openOffline(t, o.dir).get("f")
+	must(t, unix.Lstat(upper, &after))
+	if before.Mtim != after.Mtim {
+		t.Errorf("the next mount has set the modification time %v to %v", before.Mtim, after.Mtim)
+	}
+	if _, err := unix.Lgetxattr(upper, capabilityXattr, nil); !errors.Is(err, unix.ENODATA) {
+		t.Errorf("the file has the capability again that a write has taken away: %v", err)
+	}
+}

@@ -16,6 +16,7 @@ type handle struct {
 	flags uint32   // of open(2)
 	io    *inodeIO // where the open is counted
 	mode  ioMode
+	seen  uint64 // failed syncs that its user knows of
 }
 
 // handleTable is the open handles of one mount. Number 0 is never given out.

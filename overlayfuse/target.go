@@ -227,11 +227,12 @@ func (t *target) Quietly(upper *os.File, lasting bool, fn func() error) error {
 			return err
 		}
 	}
-	err = errors.Join(fn(), q.restore(fd))
-	if noted && err == nil {
-		err = fs.removeMark(fd, wasMark)
+	err = fn()
+	errRestore := q.restore(fd)
+	if noted && errRestore == nil { // whatever came of fn: what is changed from here on is to stay
+		errRestore = fs.removeMark(fd, wasMark)
 	}
-	return err
+	return errors.Join(err, errRestore)
 }
 
 // Complete takes the marks away.

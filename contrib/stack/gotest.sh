@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs every Go test and prints go test's JSON, for gotestsum: the packages with the race detector first,
-# those that mount again with io=writeback, and then the container tests alone, so that nothing else takes their time. Fails when
-# any fails.
+# those that mount again with io=writeback, and then the container tests, in both modes, alone, so that nothing else takes their time.
+# Fails when any fails.
 #
 # usage: gotest.sh [PACKAGE...]     default: all
 set -uo pipefail
@@ -12,7 +12,7 @@ cd "$repo_dir" || exit 1
 e2e=./contrib/e2e
 late=()
 if [ $# = 0 ]; then
-	late=(./overlayfuse ./overlayfuse/control ./cmd/overlayfuse)
+	late=(./overlayfuse ./overlayfuse/control ./cmd/overlayfuse ./snapshotter)
 	mapfile -t packages < <(go list ./... | grep -v '/contrib/e2e$')
 	containers=("$e2e")
 else
@@ -33,9 +33,9 @@ if [ ${#late[@]} -gt 0 ]; then
 	# Each system call failed with each error: with the race detector only with one of them.
 	go test -json -count=1 -timeout 15m -run '^TestNthCallFails$' ./copyup | label "each error" || status=1
 	late_test "${late[@]}"
-	late_test -run '^(TestCommit|TestFUSE)' ./snapshotter
 fi
 for package in "${containers[@]}"; do
 	go test -json -count=1 -timeout 15m "$package" || status=1
+	OVERLAYFUSE_IO=writeback go test -json -count=1 -timeout 15m "$package" | label io=writeback || status=1
 done
 exit $status
