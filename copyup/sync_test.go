@@ -225,7 +225,9 @@ func TestWritersMeetFailingSyncs(t *testing.T) {
 			s.kernel.arm(1, eio)
 		}
 	}
-	allowed := func(err error) bool { return err == nil || errors.Is(err, unix.EIO) || errors.Is(err, context.Canceled) }
+	allowed := func(err error) bool {
+		return err == nil || errors.Is(err, unix.EIO) || errors.Is(err, context.Canceled)
+	}
 	ctx, stop := context.WithTimeout(context.Background(), time.Second)
 	defer stop()
 	var users sync.WaitGroup

@@ -251,7 +251,7 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if !s.Ok() {
 		return s
 	}
-	const dataOnly = 1 // FUSE_FSYNC_FDATASYNC
+	const dataOnly = 1  // FUSE_FSYNC_FDATASYNC
 	sync := h.data.Sync // where the kernel opens without asking, it tells each descriptor itself
 	if !fs.opensUnasked() {
 		sync = func(dataOnly bool) error { return h.data.SyncFor(dataOnly, &h.seen) }
