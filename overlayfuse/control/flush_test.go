@@ -255,3 +255,79 @@ func TestInspectOfManyMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// dirtyPages is how many pages of a file wait to be written to the disk.
+func dirtyPages(t *testing.T, path string) uint64 {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }() // it was read
+	var c unix.Cachestat_t
+	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &c, 0); err != nil {
+		t.Fatal(err)
+	}
+	return c.Dirty
+}
+
+// TestOthersAreLeftAlone: an fsync is of one file, and a flush of one upper. What is pending elsewhere stays so.
+func TestOthersAreLeftAlone(t *testing.T) {
+	const size, wrote = 2 << 20, 1 << 20
+	dir := t.TempDir()
+	p := startServer(t, dir)
+	var specs []Spec
+	for _, id := range []string{"a", "b"} {
+		s := testSpec(t, dir, id)
+		for _, name := range []string{"one", "two"} {
+			if err := os.WriteFile(s.Lower[0]+"/"+name, make([]byte, size), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustMount(t, p, s)
+		for _, name := range []string{"one", "two"} {
+			f, err := os.OpenFile(s.MountPoint+"/"+name, os.O_WRONLY, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = f.Write(bytes.Repeat([]byte(id), wrote))
+			if err = errors.Join(err, f.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		specs = append(specs, s)
+	}
+	a, b := specs[0], specs[1]
+	check := func(when, path string, pending bool) {
+		t.Helper()
+		_, err := unix.Lgetxattr(path, "trusted.overlay.metacopy", nil)
+		dirty := dirtyPages(t, path)
+		if pending != (err == nil) || pending != (dirty > 0) {
+			t.Errorf("%s: %s: mark %v, %d dirty pages, want pending: %v", when, path, err, dirty, pending)
+		}
+	}
+	for _, s := range specs {
+		check("written", s.Upper+"/one", true)
+		check("written", s.Upper+"/two", true)
+	}
+	f, err := os.OpenFile(a.MountPoint+"/one", os.O_RDWR, 0)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := dirtyPages(t, a.Upper+"/one"); n != 0 {
+		t.Errorf("%d dirty pages of a file that was synced", n)
+	}
+	for _, path := range []string{a.Upper + "/two", b.Upper + "/one", b.Upper + "/two"} {
+		check("another file was synced", path, true)
+	}
+	if s, err := p.client.Flush(testContext(t), a); err != nil || s.Completed != 2 {
+		t.Fatalf("%+v, %v, want two files completed", s, err)
+	}
+	for _, name := range []string{"/one", "/two"} {
+		check("flushed", a.Upper+name, false)
+		check("another upper was flushed", b.Upper+name, true)
+	}
+}
