@@ -32,10 +32,10 @@ bench-tools: build
 	CGO_ENABLED=0 go build -trimpath -o bin/bench ./contrib/bench
 
 bench: bench-tools
-	bin/bench all -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
+	bin/bench all -writeback -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
 
 bench-quick: bench-tools
-	bin/bench all -quick -overlayfuse bin/overlayfuse -out bench-results/quick $(BENCH)
+	bin/bench all -quick -writeback -overlayfuse bin/overlayfuse -out bench-results/quick $(BENCH)
 
 bench-copyup: bench-tools
 	bin/bench copyup -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
