@@ -179,11 +179,8 @@ func (f *File) becomeUpper() error {
 		return err
 	}
 	defer release()
-	if !f.isFull() {
+	if !f.isFull() || f.inDoubt() != nil {
 		return nil
-	}
-	if err := f.inDoubt(); err != nil {
-		return err
 	}
 	if err := f.withUpper(func(b *backing) error { return f.target.Complete(b.file) }); err != nil {
 		err = fmt.Errorf("copyup: complete: %w", err)

@@ -1,6 +1,11 @@
 package copyup
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
 
 // Sync is SyncFor for who keeps no count: a failure in the background is told once to all of these together.
 func (f *File) Sync(dataOnly bool) error { return f.SyncFor(dataOnly, &f.told) }
@@ -95,6 +100,17 @@ func (f *File) toDisk(call func(fd int) error) error {
 	f.doubt, f.failure = err, err
 	f.failures++
 	return err
+}
+
+// failedWrite notes that a write that was to be synced has failed: the kernel may have told it of a writeback, and tells nobody else.
+func (f *File) failedWrite(err error) {
+	if !errors.Is(err, unix.EIO) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failure = err
+	f.failures++
 }
 
 // inDoubt gives the failure of a sync after which the map was not read again yet.

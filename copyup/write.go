@@ -34,11 +34,14 @@ func (f *File) WriteAt(p []byte, off int64, sync SyncMode) (int, error) {
 			return n, err
 		}
 	}
-	n := 0
+	n, flags := 0, f.writeFlags(sync)
 	err := f.withUpper(func(b *backing) (err error) {
-		n, err = f.pwriteFull(b.fd, [][]byte{p}, off, f.writeFlags(sync))
+		n, err = f.pwriteFull(b.fd, [][]byte{p}, off, flags)
 		return err
 	})
+	if err != nil && flags != 0 {
+		f.failedWrite(err)
+	}
 	if n > 0 {
 		f.opts.Background.touched(f, off, off+int64(n), true)
 	}
