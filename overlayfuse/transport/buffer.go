@@ -57,6 +57,7 @@ func (p *pool) get(size int) (*buffer, error) {
 		return nil, fmt.Errorf("buffer of %d bytes: %w", 2*half, err)
 	}
 	_ = unix.Madvise(m, unix.MADV_NOHUGEPAGE) // a huge page would be resident as a whole; there may be none
+	_ = unix.Madvise(m, unix.MADV_DONTFORK)   // a child has no use for it; and by that smaps tells buffers from what else is mapped
 	in, out := m[pageSize-writeInSize:], m[half+pageSize-outHeaderSize:]
 	return &buffer{in: in[:size:size], out: out[:size:size], mapping: m}, nil
 }
