@@ -81,6 +81,7 @@
 //	  reservation of a span (File.spans)      held across reads of the lower, writes of the upper, Quietly, SetLimit, Complete;
 //	                                          writers of other spans go on. The whole file for what changes the size or the state
 //	    File.loading                          held while the map is read
+//	    File.syncing                          held across a call that tells of failed writeback
 //	      Background.mu                       held across nothing but
 //	        File.mu                           leaf; held across no system call and no call of a Target
 //
@@ -108,9 +109,16 @@
 //	populating a small file any                                       it stays partial; what is missing is read from the lower
 //	SetLimit after a cut    any                                       the log; again before the file can grow, and then its error counts
 //	Complete after a fsync  any                                       the log; the file stays partial
-//	sync in the background  any                                       the next Sync reports it
+//	sync, writeback of one  any                                       the next Sync of each user reports it (SyncFor)
+//	  that nobody waits for
 //	fadvise DONTNEED        any                                       the pages stay
 //	close                   any                                       the log; fsync(2) is what reports lost writes
+//
+// What could not be written back is clean in the page cache, is written no more, and is gone when the kernel wants the page. The kernel
+// tells it once to each descriptor, and all users of a file share the upper's. So one call that could hear of it runs at a time; after a
+// failure nothing is called complete until the pages are dropped and the map is read again (distrust): then what was lost shows the
+// lower. Writeback that nobody waits for is asked about before and after pages are dropped (Background). Between the failure and that, at
+// most DropAfter, a page that the kernel drops by itself reads as zeros, as on a plain file; a whole file in the upper stays so.
 //
 // A File is poisoned when upper and memory are in doubt: it answers EIO from then on and says why to Options.Log, once.
 // Causes: a Commit or Complete whose error wraps ErrInDoubt; a size that could not be restored after a failed copy-up; a unit that was
