@@ -33,7 +33,10 @@ func openIn(dir int, name string, flags uint64, mode uint32) (int, error) {
 		}
 	}
 	for try := 0; ; try++ {
-		fd, err := unix.Openat2(dir, name, &how)
+		fd, err := -1, failed("openat2")
+		if err == nil {
+			fd, err = unix.Openat2(dir, name, &how)
+		}
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN) && try < openTries: // a rename on the way (openat2(2)), or a lease that is being broken
@@ -60,7 +63,10 @@ func procAt(dir int, name string) string { return procFD(dir) + "/" + name }
 // reopen opens what fd (O_PATH) names. It must not be a symlink, a socket or a device.
 func reopen(fd, flags int) (*os.File, error) {
 	for {
-		n, err := unix.Open(procFD(fd), flags|unix.O_CLOEXEC, 0)
+		n, err := -1, failed("open")
+		if err == nil {
+			n, err = unix.Open(procFD(fd), flags|unix.O_CLOEXEC, 0)
+		}
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -74,6 +80,9 @@ func reopen(fd, flags int) (*os.File, error) {
 // statAt is the status of name in dir, of a symlink itself; with name "" that of dir.
 func statAt(dir int, name string) (unix.Stat_t, error) {
 	var st unix.Stat_t
+	if err := failed("newfstatat"); err != nil {
+		return st, err
+	}
 	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
@@ -132,6 +141,9 @@ func getXattrFD(fd int, attr string) ([]byte, error) {
 
 // setXattrFD is fsetxattr(2), for an O_PATH descriptor too.
 func setXattrFD(fd int, attr string, v []byte, flags int) error {
+	if err := failed("fsetxattr"); err != nil {
+		return err
+	}
 	err := unix.Fsetxattr(fd, attr, v, flags)
 	if errors.Is(err, unix.EBADF) {
 		err = unix.Setxattr(procFD(fd), attr, v, flags)
@@ -141,6 +153,9 @@ func setXattrFD(fd int, attr string, v []byte, flags int) error {
 
 // removeXattrFD is fremovexattr(2), for an O_PATH descriptor too.
 func removeXattrFD(fd int, attr string) error {
+	if err := failed("fremovexattr"); err != nil {
+		return err
+	}
 	err := unix.Fremovexattr(fd, attr)
 	if errors.Is(err, unix.EBADF) {
 		err = unix.Removexattr(procFD(fd), attr)
@@ -150,11 +165,30 @@ func removeXattrFD(fd int, attr string) error {
 
 // linkFD gives what fd names, an O_PATH descriptor or an unnamed file, another name.
 func linkFD(fd, dir int, name string) error {
+	if err := failed("linkat"); err != nil {
+		return err
+	}
 	err := unix.Linkat(fd, "", dir, name, unix.AT_EMPTY_PATH)
 	if errors.Is(err, unix.ENOENT) { // also: without CAP_DAC_READ_SEARCH (open(2), O_TMPFILE)
 		err = unix.Linkat(unix.AT_FDCWD, procFD(fd), dir, name, unix.AT_SYMLINK_FOLLOW)
 	}
 	return err
+}
+
+// moveName is renameat2(2).
+func moveName(from int, old string, to int, name string, flags uint) error {
+	if err := failed("renameat2"); err != nil {
+		return err
+	}
+	return unix.Renameat2(from, old, to, name, flags)
+}
+
+// truncateFD is ftruncate(2).
+func truncateFD(fd int, size int64) error {
+	if err := failed("ftruncate"); err != nil {
+		return err
+	}
+	return unix.Ftruncate(fd, size)
 }
 
 // listXattrFD are the names of a descriptor's xattrs, an O_PATH one's too; none where the file system has no xattrs.
@@ -207,6 +241,9 @@ func noXattr(err error) bool {
 
 // chmodFD sets the mode of what fd (O_PATH) names.
 func chmodFD(fd int, mode uint32) error {
+	if err := failed("fchmodat2"); err != nil {
+		return fmt.Errorf("chmod: %w", err)
+	}
 	err := error(unix.EOPNOTSUPP)
 	if !noChmodAt.Load() {
 		err = unix.Fchmodat(fd, "", mode&07777, unix.AT_EMPTY_PATH)
@@ -227,7 +264,11 @@ var noChmodAt atomic.Bool
 
 // chownFD sets the owner of what fd (O_PATH) names; -1 leaves one as it is.
 func chownFD(fd int, uid, gid int) error {
-	if err := unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	err := failed("fchownat")
+	if err == nil {
+		err = unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH|unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
 		return fmt.Errorf("chown: %w", err)
 	}
 	return nil
@@ -235,7 +276,11 @@ func chownFD(fd int, uid, gid int) error {
 
 // timesFD sets the times of what fd (O_PATH) names.
 func timesFD(fd int, atime, mtime unix.Timespec) error {
-	if err := unix.UtimesNanoAt(fd, "", []unix.Timespec{atime, mtime}, unix.AT_EMPTY_PATH); err != nil {
+	err := failed("utimensat")
+	if err == nil {
+		err = unix.UtimesNanoAt(fd, "", []unix.Timespec{atime, mtime}, unix.AT_EMPTY_PATH)
+	}
+	if err != nil {
 		return fmt.Errorf("set times: %w", err)
 	}
 	return nil

@@ -210,7 +210,7 @@ func (fs *FS) makeCopy(in *inode) (*temp, error) {
 		return nil, err
 	}
 	if in.typ == unix.S_IFREG {
-		if err := unix.Ftruncate(t.fd, st.Size); err != nil {
+		if err := truncateFD(t.fd, st.Size); err != nil {
 			t.close()
 			return nil, fmt.Errorf("size %d of the upper file: %w", st.Size, err)
 		}

@@ -346,7 +346,7 @@ func (fs *FS) place(t *temp, d *dirFD, name string) error {
 	if t.dir { // it does not replace a file
 		return wrapName(name, fs.swapIn(t, d.fd, name))
 	}
-	if err := unix.Renameat2(fs.layers.temp.fd, t.name, d.fd, name, 0); err != nil {
+	if err := moveName(fs.layers.temp.fd, t.name, d.fd, name, 0); err != nil {
 		return wrapName(name, err)
 	}
 	t.name = ""

@@ -12,10 +12,6 @@ import (
 // Preconditions: in and the parent are reserved, the parent is in the upper; nothing has the name there.
 func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 	u := upperObj{exists: true, key: t.key, data: data, limit: in.lower.st.Size}
-	link, err := fs.enterIndex(in, a, t, u.key)
-	if err != nil {
-		return err
-	}
 	if a.parent == nil {
 		return fs.installUnnamed(in, t, u)
 	}
@@ -24,6 +20,10 @@ func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 		return err
 	}
 	defer d.release()
+	link, err := fs.enterIndex(in, t, u.key)
+	if err != nil {
+		return err
+	}
 	err = fs.keepTimes(d, func() error {
 		if !in.isDir() {
 			if err := fs.markImpure(a.parent, d); err != nil {
@@ -68,7 +68,7 @@ func (fs *FS) giveName(t *temp, dir int, name string) error {
 	if t.name == "" {
 		return linkFD(t.fd, dir, name)
 	}
-	err := unix.Renameat2(work, t.name, dir, name, unix.RENAME_NOREPLACE)
+	err := moveName(work, t.name, dir, name, unix.RENAME_NOREPLACE)
 	if err == nil {
 		t.name = ""
 		if t.dir {
@@ -80,7 +80,7 @@ func (fs *FS) giveName(t *temp, dir int, name string) error {
 
 // swapIn has a finished directory change places with what has its name, which goes to the workdir under the temporary name.
 func (fs *FS) swapIn(t *temp, dir int, name string) error {
-	if err := unix.Renameat2(fs.layers.temp.fd, t.name, dir, name, unix.RENAME_EXCHANGE); err != nil {
+	if err := moveName(fs.layers.temp.fd, t.name, dir, name, unix.RENAME_EXCHANGE); err != nil {
 		return err
 	}
 	fs.keepPlace(t.fd, name)
@@ -88,8 +88,8 @@ func (fs *FS) swapIn(t *temp, dir int, name string) error {
 }
 
 // enterIndex gives the upper of a lower file with several names its entry in the index.
-func (fs *FS) enterIndex(in *inode, a alias, t *temp, key objKey) (linkCount, error) {
-	if in.isDir() || in.lower.st.Nlink < 2 || a.parent == nil {
+func (fs *FS) enterIndex(in *inode, t *temp, key objKey) (linkCount, error) {
+	if in.isDir() || in.lower.st.Nlink < 2 {
 		return linkCount{}, nil
 	}
 	mark, err := fs.markOf(in.lower)

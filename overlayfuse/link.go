@@ -70,6 +70,11 @@ func (fs *FS) linkLocked(in, p *inode, name string) error {
 		return err
 	}
 	defer closeFD(fd)
+	if in.key != in.upper().key {
+		if err := fs.markImpure(p, d); err != nil {
+			return err
+		}
+	}
 	// More names before the link, fewer after an unlink: a crash may leave the count too large, never too small.
 	if err := fs.countNames(in, fd, +1); err != nil {
 		return err
@@ -78,9 +83,6 @@ func (fs *FS) linkLocked(in, p *inode, name string) error {
 	defer t.close()
 	if err := fs.place(t, d, name); err != nil {
 		return joinUndo(err, fs.countNames(in, fd, -1))
-	}
-	if in.key != in.upper().key {
-		return fs.markImpure(p, d)
 	}
 	return nil
 }

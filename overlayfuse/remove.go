@@ -179,7 +179,7 @@ func (fs *FS) whiteoutOver(d *dirFD, name string, flags uint) error {
 	if err := fs.makeWhiteout(work, tmp); err != nil {
 		return fmt.Errorf("make whiteout in %s: %w", fs.layers.temp.path, err)
 	}
-	err := unix.Renameat2(work, tmp, d.fd, name, flags)
+	err := moveName(work, tmp, d.fd, name, flags)
 	if err != nil {
 		return joinUndo(err, unix.Unlinkat(work, tmp, 0))
 	}
@@ -266,7 +266,7 @@ func (fs *FS) removeDir(in *inode, a alias, lower bool) error {
 // discardUpperDir removes a directory that holds whiteouts.
 func (fs *FS) discardUpperDir(d *dirFD, name string) error {
 	tmp := fs.temps.next()
-	if err := unix.Renameat2(d.fd, name, fs.layers.temp.fd, tmp, unix.RENAME_NOREPLACE); err != nil {
+	if err := moveName(d.fd, name, fs.layers.temp.fd, tmp, unix.RENAME_NOREPLACE); err != nil {
 		return err
 	}
 	fs.discard(tmp)

@@ -188,7 +188,7 @@ func (fs *FS) renameAt(dirs bool, from, to *side, flags uint, after func()) erro
 		fs.ns.Lock()
 		defer fs.ns.Unlock()
 	}
-	if err := unix.Renameat2(from.dir.fd, from.name, to.dir.fd, to.name, flags); err != nil {
+	if err := moveName(from.dir.fd, from.name, to.dir.fd, to.name, flags); err != nil {
 		return fmt.Errorf("rename %q to %q in the upper: %w", from.name, to.name, err)
 	}
 	after()
