@@ -39,7 +39,7 @@ func (f *File) CompleteWith(ctx context.Context, pace func(ctx context.Context, 
 }
 
 func (f *File) complete(ctx context.Context, pace func(context.Context, int) error) error {
-	if err := f.raise(ctx, anySize()); err != nil {
+	if err := f.raise(ctx, toComplete()); err != nil {
 		return err
 	}
 	for f.State() == UpperShared {

@@ -12,9 +12,11 @@ import (
 type request struct {
 	size int64 // of the upper, if cut
 	cut  bool  // the file is being truncated to size, which may also be larger; else the size stays
+	bare bool  // the caller brings the data itself, also that of a small file
 }
 
 func anySize() request              { return request{} }
+func toComplete() request           { return request{bare: true} }
 func truncateTo(size int64) request { return request{size: size, cut: true} }
 
 // reservation is one copy-up in flight. Who made it raises the upper; the others wait for done.
@@ -86,7 +88,7 @@ func (f *File) lead(ctx context.Context, r *reservation) (err error) {
 	if err = f.swap(up); err != nil {
 		return err
 	}
-	if up.shape.Partial && up.shape.Limit <= f.opts.PartialAbove {
+	if up.shape.Partial && up.shape.Limit <= f.opts.PartialAbove && !r.bare {
 		// What does not succeed here is missing still, and may be missing for ever: the file is right without it.
 		_ = f.populate(ctx, 0, up.shape.Limit)
 	}
