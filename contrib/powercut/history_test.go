@@ -10,7 +10,7 @@ import (
 type kind string
 
 const (
-	opWrite     kind = "write"     // write(2) of [Off, Off+Len)
+	opWrite     kind = "write"     // write(2) of [Off, Off+Len), as with O_DSYNC if Sync
 	opStore     kind = "store"     // into a shared mapping of [Off, Off+Len), and msync if Sync
 	opTruncate  kind = "truncate"  // to Len
 	opRewrite   kind = "rewrite"   // open with O_TRUNC, and write of [0, Len)

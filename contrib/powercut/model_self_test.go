@@ -37,6 +37,7 @@ func one(name string, size int64, pieces ...span) func(*world) tree {
 func TestModel(t *testing.T) {
 	lower, first, second := source{file: lowerID}, source{lowerID, 1001}, source{lowerID, 1003}
 	write := op{N: 1001, Kind: opWrite, File: lowerID, Name: "f", Off: blockSize, Len: blockSize}
+	dsync := op{N: 1004, Kind: opWrite, File: lowerID, Name: "f", Off: 2 * blockSize, Len: blockSize, Sync: true}
 	again := op{N: 1003, Kind: opWrite, File: lowerID, Name: "f", Off: blockSize, Len: blockSize}
 	sync := op{N: 1002, Kind: opFsync, File: lowerID, Name: "f"}
 	chmod := op{N: 1001, Kind: opChmod, File: lowerID, Name: "f", Mode: 0o600}
@@ -59,6 +60,8 @@ func TestModel(t *testing.T) {
 		"older than the synced write":       {ops: []op{write, again, sync}, found: one("f", fourK, all, block(first)), wrong: "op 1001"},
 		"one synced sector became zeros":    {ops: []op{write, sync}, found: one("f", fourK, all, block(first), span{6144, 6656, source{}}), wrong: "which is zeros"},
 		"another file's bytes":              {found: one("f", fourK, all, block(source{newID, 1001})), wrong: "nobody's"},
+		"a synced write is lost":            {ops: []op{dsync}, found: one("f", fourK, all), wrong: "lower data"},
+		"only a synced write is there":      {ops: []op{write, dsync}, found: one("f", fourK, all, span{2 * blockSize, 3 * blockSize, source{lowerID, 1004}})},
 		"truncated, not synced":             {ops: []op{down}, found: one("f", fourK, all)},
 		"truncated and synced":              {ops: []op{down, sync}, found: one("f", fourK, all), wrong: "size 16384"},
 		"lower shows after an extension":    {ops: []op{down, sync, up}, found: one("f", fourK, all), wrong: "lower data"},

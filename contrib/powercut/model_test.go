@@ -132,12 +132,20 @@ func (w *world) apply(o op, done bool) {
 	if o.Kind == opWrite || o.Kind == opStore || o.Kind == opRewrite {
 		w.tags = append(w.tags, src)
 	}
-	if o.Kind == opStore {
+	switch {
+	case o.Kind == opStore:
 		// Its size is as it was. msync promises its own range only.
 		if done && o.Sync {
 			f.disk = f.disk.settled(f.cur, lo, hi)
 		}
-	} else if kept {
+	case o.Kind == opWrite && done && o.Sync && !kept:
+		// It promises its own range, and a size that has all of it.
+		f.disk = f.disk.settled(f.cur, o.Off, hi)
+		f.sizes = slices.DeleteFunc(f.sizes, func(e extent) bool { return e.hi < hi })
+		for i := range f.sizes {
+			f.sizes[i].lo = max(f.sizes[i].lo, hi)
+		}
+	case kept:
 		f.disk = f.disk.settled(f.cur, lo, hi)
 		f.sizes = []extent{{f.size, f.size}}
 		f.modes = map[uint32]bool{f.mode: true}

@@ -131,6 +131,7 @@ func (w *worker) choose() op {
 		switch o.Kind {
 		case opWrite:
 			o.Off, o.Len = w.writeRange(f)
+			o.Sync = w.rand.IntN(4) == 0
 		case opStore:
 			if ok = f.Size > 0; ok {
 				o.Off = w.rand.Int64N(f.Size)

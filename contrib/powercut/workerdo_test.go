@@ -74,8 +74,12 @@ func (w *worker) forget(id uint32) {
 func (w *worker) write(fd int, o op) error {
 	buf := make([]byte, o.Len)
 	fill(w.Seed, source{o.File, o.N}, o.Off, buf)
+	flags := 0
+	if o.Sync {
+		flags = unix.RWF_DSYNC
+	}
 	for off := o.Off; len(buf) > 0; {
-		n, err := unix.Pwrite(fd, buf, off)
+		n, err := unix.Pwritev2(fd, [][]byte{buf}, off, flags)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
