@@ -10,6 +10,7 @@
 //
 //   - a byte is what it was at the last completed fsync of its file, or what any later operation made it. Never a byte of
 //     another file, never an older one, never a zero that no operation explains;
+//   - what a write with RWF_DSYNC, or a store with msync, put there is there, or what a later operation made of it;
 //   - a size and a mode are those of that fsync or of a later operation; a size may be one on the way of an extending write;
 //   - a name shows one of the files that ever had it, complete; a file that was only renamed has one name; a name that was
 //     never taken away is there, and a name that nobody gave is not;
