@@ -21,21 +21,21 @@ else
 fi
 status=0
 [ ${#packages[@]} -gt 0 ] || die "go list ./... lists nothing"
-go test -json -race -p 2 -count=1 -timeout 15m "${packages[@]}" || status=1
+go test -json -race -p 2 -count=1 -timeout 30m "${packages[@]}" || status=1
 # label TEXT: the summary tells the packages of the JSON on standard input apart by their name.
 label() { sed "s|\"Package\":\"\([^\"]*\)\"|\"Package\":\"\1 ($1)\"|"; }
 # Not with the race detector, for time; not on the oracle, which has no modes.
 late_test() {
-	OVERLAYFUSE_TEST_IO=writeback OVERLAYFUSE_SYSTEMS=overlayfuse go test -json -p 2 -count=1 -timeout 15m "$@" |
+	OVERLAYFUSE_TEST_IO=writeback OVERLAYFUSE_SYSTEMS=overlayfuse go test -json -p 2 -count=1 -timeout 30m "$@" |
 		label io=writeback || status=1
 }
 if [ ${#late[@]} -gt 0 ]; then
 	# Each system call failed with each error: with the race detector only with one of them.
-	go test -json -count=1 -timeout 15m -run '^TestNthCallFails$' ./copyup | label "each error" || status=1
+	go test -json -count=1 -timeout 30m -run '^TestNthCallFails$' ./copyup | label "each error" || status=1
 	late_test "${late[@]}"
 fi
 for package in "${containers[@]}"; do
-	go test -json -count=1 -timeout 15m "$package" || status=1
-	OVERLAYFUSE_IO=writeback go test -json -count=1 -timeout 15m "$package" | label io=writeback || status=1
+	go test -json -count=1 -timeout 30m "$package" || status=1
+	OVERLAYFUSE_IO=writeback go test -json -count=1 -timeout 30m "$package" | label io=writeback || status=1
 done
 exit $status
