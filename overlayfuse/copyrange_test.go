@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -66,11 +65,8 @@ func TestCopyRangeSharesBlocks(t *testing.T) {
 	if got, err := os.ReadFile(filepath.Join(s.dir, "m/to")); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
-	cmd := exec.Command("filefrag", "-v", small+"/u/to")
-	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	extents, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(extents), "shared") {
-		t.Errorf("no extent is shared: %v\n%s", err, extents)
+	if extents := runTool(t, "filefrag", "-v", small+"/u/to"); !strings.Contains(extents, "shared") {
+		t.Errorf("no extent is shared:\n%s", extents)
 	}
 	if _, err := s.umount("m"); err != nil {
 		t.Fatal(err)

@@ -121,14 +121,16 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// runTool runs a program of util-linux or of a file system.
-func runTool(t *testing.T, name string, args ...string) {
+// runTool runs a program of util-linux or of a file system, and gives what it wrote.
+func runTool(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	if out, err := cmd.CombinedOutput(); err != nil {
+	out, err := cmd.CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
 	}
+	return string(out)
 }
 
 // mountSmall makes a new file system and mounts it.

@@ -410,9 +410,12 @@ func (fs *FS) tryPassthrough() error {
 	fd, err := unix.MemfdCreate("overlayfuse-probe", unix.MFD_CLOEXEC)
 	if err == nil {
 		err = fs.tryBacking(fd)
+		// Before Linux 6.9; without CONFIG_FUSE_PASSTHROUGH. Anything else is of this mount alone.
+		if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
+			takesNone.Store(true)
+		}
 	}
 	if err != nil {
-		takesNone.Store(true)
 		return fmt.Errorf("the kernel (6.9 or later, with CAP_SYS_ADMIN in the initial user namespace) takes no real files: %w", err)
 	}
 	if fs.readOnly() {

@@ -69,7 +69,7 @@ func (c *listingCache) add(ch *chain, l *listing) {
 			above.below++
 		}
 	}
-	c.shrink()
+	c.shrink(c.budget)
 }
 
 // grow notes that a listing has found an entry of this size.
@@ -81,7 +81,7 @@ func (c *listingCache) grow(l *listing, bytes int64) {
 		return
 	}
 	c.bytes += bytes
-	c.shrink()
+	c.shrink(c.budget)
 }
 
 // drop forgets the listings of a chain that is closed.
@@ -97,12 +97,12 @@ func (c *listingCache) drop(ch *chain) {
 	}
 }
 
-// shrink evicts what was not used since the clock came by, until the rest fits.
+// shrink evicts what was not used since the clock came by, until the rest is within limit, in bytes.
 //
 // Locks: mu is held.
-func (c *listingCache) shrink() {
+func (c *listingCache) shrink(limit int64) {
 	// Twice round takes every mark away, and what stands on others needs a round for each level above it.
-	for n := c.clock.Len() * maxRounds; n > 0 && c.bytes > c.budget && c.clock.Len() > 0; n-- {
+	for n := c.clock.Len() * maxRounds; n > 0 && c.bytes > limit && c.clock.Len() > 0; n-- {
 		l := listingOf(c.clock.Back())
 		if l.used.Swap(false) || l.below > 0 {
 			c.clock.MoveToFront(l.place)
@@ -116,10 +116,8 @@ func (c *listingCache) shrink() {
 func (c *listingCache) halve() int64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	was, budget := c.bytes, c.budget
-	c.budget = min(was/2, budget)
-	c.shrink()
-	c.budget = budget
+	was := c.bytes
+	c.shrink(was / 2)
 	return was - c.bytes
 }
 
