@@ -64,7 +64,7 @@ func (b *bench) series(list []experiment) (*report, error) {
 		if !b.only.MatchString(x.name) {
 			continue
 		}
-		x.systems = b.alsoWriteback(x.systems)
+		x.systems = b.also(x.systems)
 		s := r.section(x)
 		if x.needs != nil {
 			if s.Skipped = x.needs(); s.Skipped != "" {
@@ -82,13 +82,20 @@ func (b *bench) series(list []experiment) (*report, error) {
 	return r, nil
 }
 
-// alsoWriteback puts ours with io=writeback beside ours, if that is asked for: among those that are compared as file systems.
-func (b *bench) alsoWriteback(systems []system) []system {
+// also puts what is asked for beside ours, where file systems are compared: ours with io=writeback, and the mirror.
+func (b *bench) also(systems []system) []system {
 	at := slices.Index(systems, ours)
-	if !b.writeback || at < 0 || !slices.Contains(systems, fuseOverlayfs) {
+	if at < 0 || !slices.Contains(systems, fuseOverlayfs) {
 		return systems
 	}
-	return slices.Insert(slices.Clone(systems), at+1, oursWriteback)
+	systems = slices.Clone(systems)
+	if b.mirror && slices.Contains(systems, plain) {
+		systems = slices.Insert(systems, at+1, mirror)
+	}
+	if b.writeback {
+		systems = slices.Insert(systems, at+1, oursWriteback)
+	}
+	return systems
 }
 
 // note keeps text for the report, once.

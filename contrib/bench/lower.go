@@ -23,6 +23,7 @@ type lower struct {
 	under []string // layers below dir, the topmost first
 	// shared has plain work in dir itself: the experiment changes nothing.
 	shared bool
+	flat   bool                     // it holds small files alone, which the mirror copies up instead of mirroring a copy
 	times  map[string]unix.Timespec // each object's ctime, which no write leaves as it is
 }
 

@@ -33,6 +33,7 @@ type settings struct {
 	overlayfuse string // the binary
 	options     string // further mount options of ours
 	writeback   bool   // ours with io=writeback has a column of its own
+	mirror      bool   // mirrorFS has a column of its own
 	dir         string // scratch directories are made in it; "" is a new file system
 	out         string // the tables go there too; "" is nowhere
 	quick       bool
@@ -125,6 +126,7 @@ func parse(name string, args []string) (settings, error) {
 	flags.StringVar(&s.overlayfuse, "overlayfuse", "bin/overlayfuse", "the `binary` of ours")
 	flags.StringVar(&s.options, "options", "", "further mount `options` of ours (not of containers)")
 	flags.BoolVar(&s.writeback, "writeback", false, "measure ours with io=writeback, too, in a column of its own")
+	flags.BoolVar(&s.mirror, "mirror", false, "measure a FUSE server that only mirrors a plain directory, too: what FUSE itself costs")
 	flags.StringVar(&s.dir, "dir", "", "`directory` for a scratch directory, which is removed at the end (default: on a new ext4 in "+imageParent+")")
 	flags.StringVar(&s.out, "out", "", "write the tables and all samples into this `directory`")
 	flags.BoolVar(&s.quick, "quick", false, "smaller files, fewer rounds")

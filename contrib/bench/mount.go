@@ -22,6 +22,7 @@ const (
 	ours          system = "ours"
 	oursWriteback system = "ours-writeback" // with its option io=writeback
 	plain         system = "plain"          // a copy of the lower directory
+	mirror        system = "mirror"         // mirrorFS on a copy of the lower directory
 )
 
 // optionsOfSystem are the options that make a system of ours.
@@ -70,9 +71,10 @@ func (b *bench) mount(y system, low *lower, deadline time.Duration) (*mounted, e
 	switch {
 	case y == plain && low.shared:
 		err = bindReadOnly(low.dir, m.root())
-	case y == plain:
-		err = b.child(deadline, nil, exec.Command("cp", "-a", low.dir+"/.", m.root()))
-	default:
+	case y == plain, y == mirror && !low.shared && !low.flat:
+		err = b.child(deadline, nil, exec.Command("cp", "-a", low.dir+"/.", m.upper()))
+	}
+	if err == nil {
 		err = b.attach(m)
 	}
 	if err != nil {
@@ -95,6 +97,15 @@ func (b *bench) attach(m *mounted) error {
 			return mountLayers(m.root(), m.lower.layers(), m.upper(), work)
 		}
 		return unix.Mount("overlay", m.root(), "overlay", 0, options+",metacopy=off")
+	case mirror:
+		of, above := m.upper(), ""
+		switch {
+		case m.lower.shared:
+			of = m.lower.dir
+		case m.lower.flat:
+			above = m.lower.dir
+		}
+		return b.serve(m, exec.Command("/proc/self/exe", "-worker", "mirror", of, above, m.root()))
 	case fuseOverlayfs:
 		return b.serve(m, exec.Command("fuse-overlayfs", "-f", "-o", options, m.root()))
 	default:

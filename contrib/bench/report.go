@@ -111,10 +111,13 @@ func (s *section) medians(r row) map[system]sample {
 
 // columns are the systems of the table.
 func (r *report) columns() []system {
-	if slices.ContainsFunc(r.Sections, func(s *section) bool { return slices.Contains(s.Systems, oursWriteback) }) {
-		return []system{kernel, fuseOverlayfs, ours, oursWriteback, plain}
+	columns := []system{kernel, fuseOverlayfs, ours}
+	for _, y := range []system{oursWriteback, mirror} {
+		if slices.ContainsFunc(r.Sections, func(s *section) bool { return slices.Contains(s.Systems, y) }) {
+			columns = append(columns, y)
+		}
 	}
-	return all
+	return append(columns, plain)
 }
 
 func tableHead(columns []system) string {
@@ -174,7 +177,7 @@ func (s *section) print(w io.Writer, columns []system) {
 		var must, verdicts []string
 		for _, b := range r.must {
 			must = append(must, b.text(r.unit))
-			verdicts = append(verdicts, string(b.judge(m)))
+			verdicts = append(verdicts, string(b.judge(m))+b.ofMirror(m))
 		}
 		cells = append(append(cells, ratios...), strings.Join(must, ", "), strings.Join(verdicts, ", "))
 		_, _ = fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | ")) // the caller's writer keeps its error

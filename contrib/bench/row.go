@@ -63,8 +63,30 @@ const (
 )
 
 // judge says whether b holds of the medians of a row.
-func (b bound) judge(medians map[system]sample) verdict {
-	mine, ok := medians[ours]
+func (b bound) judge(medians map[system]sample) verdict { return b.judgeOf(ours, medians) }
+
+// ofMirror says of a bound that ours misses whether the mirror would keep it. If that misses it too, FUSE does.
+func (b bound) ofMirror(medians map[system]sample) string {
+	if b.judge(medians) != missed {
+		return ""
+	}
+	of := medians[mirror].Value
+	if other, ok := medians[b.against]; ok && other.Value != 0 {
+		of /= other.Value
+	}
+	switch b.judgeOf(mirror, medians) {
+	case held:
+		return " (mirror " + digits(of) + ")"
+	case missed:
+		return " (mirror too: " + digits(of) + ")"
+	default:
+		return ""
+	}
+}
+
+// judgeOf says whether y would keep b.
+func (b bound) judgeOf(y system, medians map[system]sample) verdict {
+	mine, ok := medians[y]
 	if !ok {
 		return unknown
 	}
