@@ -49,6 +49,7 @@ views = "auto"
 #   partial_above=128K     a lower file of more bytes is copied at a write only where it is written, a smaller one as a whole
 #   upper_cache=256M       how much that uppers have in the page cache, beside the mount's own, may stay there before drop_after
 #   drop_after=10s         and how long it may stay at most
+#   stream=16M             how much of a file that is written from one end to the other begins to be written to the disk at a time
 #   settle_after=45s       how long a file whose last block has arrived rests before it is made durable and plain
 #   complete_above=50      percentage of a partial file that must be there for a hot one to be completed
 #   complete_hot=10s       how long a file must be written again and again to be hot

@@ -18,6 +18,10 @@ type BackgroundConfig struct {
 	CacheBytes int64
 	// DropAfter is how long pages of an upper stay in the cache at most after their use. Writeback of dirty ones begins then.
 	DropAfter time.Duration
+	// StreamBytes is how much of a partial file that is written from one end to the other begins to be written back at a time, as soon as
+	// it is written, while DropAfter is not 0: who syncs it in the end waits for little. 0: the kernel begins when it likes, which is
+	// when a tenth of the memory is dirty, or after 30 seconds.
+	StreamBytes int64
 	// SettleAfter is how long a partial file that has everything in the upper is left alone before it is made durable and plain.
 	SettleAfter time.Duration
 	// CompleteAbove is how much of a partial file must be in the upper, in percent, for a hot one to be completed.
@@ -36,7 +40,7 @@ type BackgroundConfig struct {
 
 // DefaultBackground is what a mount uses unless it is told otherwise.
 var DefaultBackground = BackgroundConfig{
-	CacheBytes: 256 << 20, DropAfter: 10 * time.Second, SettleAfter: 45 * time.Second,
+	CacheBytes: 256 << 20, DropAfter: 10 * time.Second, StreamBytes: 16 << 20, SettleAfter: 45 * time.Second,
 	CompleteAbove: 50, CompleteHot: 10 * time.Second, CompleteRate: 64 << 20, Workers: 2, Shared: true,
 }
 
@@ -108,6 +112,8 @@ type tracked struct {
 	dirty   bool      // something of it was written: it must be written back before it can be dropped
 	since   time.Time // of the first use after the last drop
 	again   bool      // writeback was started; the next drop gets the pages
+	stream  span      // of writes one behind the other, what is not being written back yet
+	sending bool      // writeback of a stream is being started
 	wrote   bool      // since the last tick
 	hot     int       // ticks in a row with a write
 	idle    int       // ticks in a row without one
@@ -177,7 +183,30 @@ func (b *Background) note(f *File, off, end int64, write bool) bool {
 	t.dirty = t.dirty || write
 	t.wrote = t.wrote || write
 	t.again = t.again && !write
+	if write {
+		b.streamedLocked(f, t, off, end)
+	}
 	return true
+}
+
+// streamedLocked notes a write, and has writeback begin if it is due.
+// +checklocks:b.mu
+func (b *Background) streamedLocked(f *File, t *tracked, off, end int64) {
+	if off != t.stream.end {
+		t.stream.off = off
+	}
+	t.stream.end = end
+	if b.cfg.StreamBytes <= 0 || t.stream.end-t.stream.off < b.cfg.StreamBytes || t.sending || f.State() != UpperShared || b.ctx.Err() != nil {
+		return
+	}
+	s := t.stream
+	t.stream.off, t.sending = end, true
+	b.running.Go(func() {
+		f.startWriteback(s)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		t.sending = false
+	})
 }
 
 // track begins to keep a file in mind; false if it is already, or nothing is to be done any more.
@@ -356,6 +385,18 @@ func (f *File) progress() (full bool, percent int) {
 	}
 	units := unitsIn(f.ext.limit, f.ext.unit)
 	return f.ext.full(), int((units - f.ext.missing) * 100 / max(units, 1))
+}
+
+// startWriteback has the kernel begin to write dirty pages of the upper to the disk. What fails is told by the next sync.
+func (f *File) startWriteback(s span) {
+	if f.opts.Volatile || f.begin() != nil {
+		return
+	}
+	defer f.end()
+	err := f.withUpper(func(b *backing) error { return f.sys.startWriteback(b.fd, s.off, s.end-s.off) })
+	if err != nil {
+		f.logf("copyup: start writeback: %v", err)
+	}
 }
 
 // dropPages takes pages of the upper out of the page cache; those that are dirty begin to be written back instead. What

@@ -106,6 +106,67 @@ func TestBackgroundDropsPages(t *testing.T) {
 	s.target.checkClosed()
 }
 
+// TestStreamsAreWrittenBack: what is written from one end to the other begins to be written back in its order, and nothing else does
+// before its time. A failure there is none of the write's.
+func TestStreamsAreWrittenBack(t *testing.T) {
+	const wrote, stream = 64 << 10, 16 << 10
+	descending := func(i int64) int64 { return wrote - (i+1)*testUnit }
+	onward := func(i int64) int64 { return i * testUnit }
+	for _, c := range []struct {
+		name      string
+		cfg       BackgroundConfig
+		offset    func(i int64) int64
+		volatile  bool
+		fail      bool
+		writeback bool
+	}{
+		{name: "stream", cfg: BackgroundConfig{DropAfter: time.Hour, StreamBytes: stream}, offset: onward, writeback: true},
+		{name: "it fails", cfg: BackgroundConfig{DropAfter: time.Hour, StreamBytes: stream}, offset: onward, fail: true},
+		{name: "no stream", cfg: BackgroundConfig{DropAfter: time.Hour, StreamBytes: stream}, offset: descending},
+		{name: "off", cfg: BackgroundConfig{DropAfter: time.Hour}, offset: onward},
+		{name: "nothing is dropped", cfg: BackgroundConfig{StreamBytes: stream}, offset: onward},
+		{name: "volatile", cfg: BackgroundConfig{DropAfter: time.Hour, StreamBytes: stream}, offset: onward, volatile: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStage(t).scene(t, byRange, false, 0)
+			c.cfg.CacheBytes, c.cfg.Tick = 1<<40, time.Hour
+			b := NewBackground(c.cfg)
+			s.File.opts.Background = b
+			s.File.opts.Volatile = c.volatile
+			if c.fail {
+				s.kernel.failing = "start"
+			}
+			data := pattern(wrote, 9)
+			for i := range int64(wrote / testUnit) {
+				at := c.offset(i)
+				if _, err := s.WriteAt(data[at:at+testUnit], at, SyncNone); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.writeback {
+				eventually(t, "written back", func() bool { return s.kernel.count("start") > 0 })
+			}
+			b.Close()
+			if n := s.kernel.count("start"); (n > 0) != (c.writeback || c.fail) {
+				t.Errorf("%d starts", n)
+			}
+			end := int64(0)
+			for _, p := range s.kernel.started {
+				if p.off != end || p.end-p.off < stream {
+					t.Errorf("from %d to %d, after %d", p.off, p.end, end)
+				}
+				end = p.end
+			}
+			if got := content(t, s.File); !bytes.Equal(got[:wrote], data) {
+				t.Errorf("content differs at %d", differsAt(got[:wrote], data))
+			}
+			if err := s.Sync(false); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestForgottenFilesAreLetGo: a file whose last name is gone is not held.
 func TestForgottenFilesAreLetGo(t *testing.T) {
 	s := newScene(t, byRange, false)

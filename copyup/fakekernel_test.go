@@ -31,7 +31,9 @@ type fakeKernel struct {
 	failAt  int // fail the call with this number, from 1; 0: none
 	inject  injection
 	fired   bool
+	failing string // calls that all fail
 	onCall  func(name string)
+	started []span       // what was to be written back
 	freed   []span       // what was given back since the last sync
 	resized int          // changes of size since then that are journalled
 	onSync  func(fd int) // after a sync that succeeded
@@ -59,6 +61,9 @@ func (k *fakeKernel) enter(name string) (short bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.calls = append(k.calls, name)
+	if k.failing == name {
+		return false, unix.EIO
+	}
 	if k.failAt == 0 || len(k.calls) != k.failAt {
 		return false, nil
 	}
@@ -252,6 +257,16 @@ func (k *fakeKernel) durable(fd int) {
 	if k.onSync != nil {
 		k.onSync(fd)
 	}
+}
+
+func (k *fakeKernel) startWriteback(fd int, off, length int64) error {
+	if _, err := k.enter("start"); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	k.started = append(k.started, span{off, off + length})
+	k.mu.Unlock()
+	return k.linux.startWriteback(fd, off, length)
 }
 
 func (k *fakeKernel) awaitWriteback(fd int, off, length int64) error {

@@ -20,6 +20,7 @@ type kernel interface {
 	copyFileRange(src int, srcOff int64, dst int, dstOff int64, length int) (int, error)
 	fsync(fd int) error
 	fdatasync(fd int) error
+	startWriteback(fd int, off, length int64) error                 // sync_file_range(WRITE)
 	awaitWriteback(fd int, off, length int64) error                 // sync_file_range(WAIT_BEFORE)
 	written(fd int, limit int64) ([]span, error)                    // FIEMAP, see fiemap.go
 	dropCache(fd int, off, length int64) (dropped int64, err error) // posix_fadvise(DONTNEED); bytes that left the cache
@@ -62,6 +63,10 @@ func (linux) copyFileRange(src int, srcOff int64, dst int, dstOff int64, length 
 func (linux) fsync(fd int) error { return unix.Fsync(fd) }
 
 func (linux) fdatasync(fd int) error { return unix.Fdatasync(fd) }
+
+func (linux) startWriteback(fd int, off, length int64) error {
+	return unix.SyncFileRange(fd, off, length, unix.SYNC_FILE_RANGE_WRITE)
+}
 
 func (linux) awaitWriteback(fd int, off, length int64) error {
 	return unix.SyncFileRange(fd, off, length, unix.SYNC_FILE_RANGE_WAIT_BEFORE)

@@ -67,6 +67,7 @@ var knownOptions = map[string]optionName{
 	"sharing": choiceOption("none, exec, mapped or all", func(c *Config) *Sharing { return &c.Sharing },
 		SharingNone, SharingExec, SharingMapped, SharingAll),
 	"upper_cache":   sizeOption(func(c *Config, n int64) { c.engine().CacheBytes = n }),
+	"stream":        sizeOption(func(c *Config, n int64) { c.engine().StreamBytes = n }),
 	"drop_after":    timeOption(func(c *Config) *time.Duration { return &c.engine().DropAfter }),
 	"settle_after":  timeOption(func(c *Config) *time.Duration { return &c.engine().SettleAfter }),
 	"complete_rate": sizeOption(func(c *Config, n int64) { c.engine().CompleteRate = n }), // a second

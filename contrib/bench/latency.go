@@ -27,7 +27,7 @@ func (b *bench) bigSize() int64 {
 
 // bigLower holds one big file of random data.
 func (b *bench) bigLower() (*lower, error) {
-	return b.lowerOnce("big", func(dir string) error {
+	return b.flatOnce("big", func(dir string) error {
 		path := filepath.Join(dir, bigName)
 		return errors.Join(writeRandom(path, b.bigSize(), 1), age(path), warm(path))
 	})

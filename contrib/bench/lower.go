@@ -23,7 +23,7 @@ type lower struct {
 	under []string // layers below dir, the topmost first
 	// shared has plain work in dir itself: the experiment changes nothing.
 	shared bool
-	flat   bool                     // it holds small files alone, which the mirror copies up instead of mirroring a copy
+	flat   bool                     // it holds files alone, which the mirror copies up instead of mirroring a copy
 	times  map[string]unix.Timespec // each object's ctime, which no write leaves as it is
 }
 
@@ -49,6 +49,15 @@ func (b *bench) lowerOnce(name string, fill func(dir string) error) (*lower, err
 	}
 	b.lowers[name] = l
 	return l, nil
+}
+
+// flatOnce is lowerOnce for a layer of files alone.
+func (b *bench) flatOnce(name string, fill func(dir string) error) (*lower, error) {
+	l, err := b.lowerOnce(name, fill)
+	if err == nil {
+		l.flat = true
+	}
+	return l, err
 }
 
 // layers are the directories of l, the topmost first.

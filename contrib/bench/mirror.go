@@ -26,7 +26,8 @@ func init() { workers["mirror"] = serveMirror }
 // since. Others are not, as a lower file that is being written can't be: what has not been written is elsewhere.
 //
 // It can also be the least overlay: above a lower directory of files alone, the first change of a file copies it up by
-// the system calls that no copy-up can do without.
+// the system calls that no copy-up can do without. Of a file over mirrorWhole bytes only the blocks that are written go to the upper, which
+// blocks is remembered in memory alone.
 //
 // No more than the workloads need is there: no links, special files, locks or races between a lookup and a rename of it.
 type mirrorFS struct {
@@ -49,9 +50,11 @@ type mirrorNode struct {
 	name        string
 	dir         int // a directory's descriptor; -1
 	children    map[string]*mirrorNode
-	lower       bool  // it is in the lower directory alone
-	fresh       bool  // made, or changed, after the mirror was
-	backing     int32 // registered, while opens > 0
+	lower       bool   // it is in the lower directory alone
+	under       int    // the lower file, while have != nil
+	have        []bool // blocks of the lower's length that are in the upper; nil: all
+	fresh       bool   // made, or changed, after the mirror was
+	backing     int32  // registered, while opens > 0
 	opens       int
 }
 
@@ -207,13 +210,21 @@ func (m *mirrorFS) find(p *mirrorNode, name string, out *fuse.EntryOut) (*mirror
 	return n, err
 }
 
+// mirrorWhole is the size in bytes up to which a file is copied whole, as ours does.
+const mirrorWhole = 128 << 10
+
 // copyUp makes n an object of the upper, with its data or marked as one without.
 func (m *mirrorFS) copyUp(n *mirrorNode, data bool) (*os.File, error) {
 	from, err := unix.Openat(m.lower, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = unix.Close(from) }() // nothing was written
+	sparse := false
+	defer func() {
+		if !sparse {
+			_ = unix.Close(from) // nothing was written
+		}
+	}()
 	var st unix.Stat_t
 	if err := unix.Fstat(from, &st); err != nil {
 		return nil, err
@@ -227,7 +238,7 @@ func (m *mirrorFS) copyUp(n *mirrorNode, data bool) (*os.File, error) {
 		func() error { return unix.Ftruncate(to, st.Size) },
 		func() error { return unix.Fsetxattr(to, "trusted.overlay.metacopy", nil, 0) },
 		func() error {
-			if !data {
+			if sparse = data && st.Size > mirrorWhole; !data || sparse {
 				return nil
 			}
 			k, err := unix.CopyFileRange(from, nil, to, nil, int(st.Size), 0)
@@ -241,11 +252,54 @@ func (m *mirrorFS) copyUp(n *mirrorNode, data bool) (*os.File, error) {
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
+			sparse = false
 			return nil, errors.Join(err, f.Close())
 		}
 	}
 	n.lower = false
+	if sparse {
+		n.under, n.have = from, make([]bool, (st.Size+page-1)/page)
+	}
 	return f, nil
+}
+
+// blocks are those of a range for which n's map says something.
+func (n *mirrorNode) blocks(off int64, length int) (from, to int64) {
+	return min(off/page, int64(len(n.have))), min((off+int64(length)+page-1)/page, int64(len(n.have)))
+}
+
+// fill has the upper hold the blocks that a write covers in part, and notes all that it covers.
+func (n *mirrorNode) fill(upper int, off int64, length int) error {
+	from, to := n.blocks(off, length)
+	block := make([]byte, page)
+	for i := from; i < to; i++ {
+		if !n.have[i] && (i*page < off || (i+1)*page > off+int64(length)) {
+			k, err := unix.Pread(n.under, block, i*page)
+			if err == nil {
+				err = pwriteAll(upper, block[:k], i*page)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		n.have[i] = true
+	}
+	return nil
+}
+
+// compose puts what the upper lacks of a read into it.
+func (n *mirrorNode) compose(buf []byte, off int64) error {
+	from, to := n.blocks(off, len(buf))
+	for i := from; i < to; i++ {
+		if n.have[i] {
+			continue
+		}
+		start, end := max(i*page, off), min((i+1)*page, off+int64(len(buf)))
+		if _, err := unix.Pread(n.under, buf[start-off:end-off], start); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Lookup remembers missing names, too.
@@ -275,6 +329,9 @@ func (m *mirrorFS) Forget(id, count uint64) {
 	}
 	if n.dir >= 0 {
 		_ = unix.Close(n.dir) // nothing was written
+	}
+	if n.have != nil {
+		_ = unix.Close(n.under) // nor there
 	}
 }
 
@@ -510,41 +567,49 @@ func (m *mirrorFS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	_ = f.file.Close() // as close(2) of a descriptor that another one stands for
 }
 
-func (m *mirrorFS) file(fh uint64) *os.File {
+func (m *mirrorFS) handle(fh uint64) *mirrorFile {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.files[fh].file
+	return m.files[fh]
 }
 
+func (m *mirrorFS) file(fh uint64) *os.File { return m.handle(fh).file }
+
 // writable is an open file of which there is an upper.
-func (m *mirrorFS) writable(fh uint64) (*os.File, error) {
-	m.mu.Lock()
-	f := m.files[fh]
-	m.mu.Unlock()
+func (m *mirrorFS) writable(fh uint64) (*mirrorFile, error) {
+	f := m.handle(fh)
 	if !f.node.lower {
-		return f.file, nil
+		return f, nil
 	}
 	upper, err := m.copyUp(f.node, true)
 	if err == nil {
 		err = f.file.Close()
 		f.file = upper
 	}
-	return f.file, err
+	return f, err
 }
 
 // Read reads from the file.
 func (m *mirrorFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
-	k, err := unix.Pread(int(m.file(in.Fh).Fd()), buf, int64(in.Offset))
-	return fuse.ReadResultData(buf[:max(k, 0)]), status(err)
+	f := m.handle(in.Fh)
+	k, err := unix.Pread(int(f.file.Fd()), buf, int64(in.Offset))
+	buf = buf[:max(k, 0)]
+	if err == nil {
+		err = f.node.compose(buf, int64(in.Offset))
+	}
+	return fuse.ReadResultData(buf), status(err)
 }
 
 // Write writes into the file.
 func (m *mirrorFS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	file, err := m.writable(in.Fh)
+	f, err := m.writable(in.Fh)
+	if err == nil {
+		err = f.node.fill(int(f.file.Fd()), int64(in.Offset), len(data))
+	}
 	if err != nil {
 		return 0, status(err)
 	}
-	k, err := unix.Pwrite(int(file.Fd()), data, int64(in.Offset))
+	k, err := unix.Pwrite(int(f.file.Fd()), data, int64(in.Offset))
 	return uint32(max(k, 0)), status(err)
 }
 

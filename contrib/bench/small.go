@@ -23,14 +23,10 @@ const (
 
 // smallLower holds smallFiles files of 4 to 16 KiB.
 func (b *bench) smallLower() (*lower, error) {
-	l, err := b.lowerOnce("small", func(dir string) error {
+	return b.flatOnce("small", func(dir string) error {
 		sizes := rand.New(rand.NewPCG(3, 3))
 		return makeFiles(dir, smallFiles, func() int64 { return 4<<10 + sizes.Int64N(12<<10+1) })
 	})
-	if l != nil {
-		l.flat = true
-	}
-	return l, err
 }
 
 // makeFiles makes n files, named as smallName says.
