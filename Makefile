@@ -32,13 +32,13 @@ bench-tools: build
 	CGO_ENABLED=0 go build -trimpath -o bin/bench ./contrib/bench
 
 bench: bench-tools
-	bin/bench all -writeback -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
+	bin/bench all -writeback -mirror -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
 
 bench-quick: bench-tools
-	bin/bench all -quick -writeback -overlayfuse bin/overlayfuse -out bench-results/quick $(BENCH)
+	bin/bench all -quick -writeback -mirror -overlayfuse bin/overlayfuse -out bench-results/quick $(BENCH)
 
 bench-copyup: bench-tools
-	bin/bench copyup -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
+	bin/bench copyup -mirror -overlayfuse bin/overlayfuse -out bench-results $(BENCH)
 
 # What one FUSE round trip costs with each way of serving; BENCH are further arguments, such as "-rounds 9".
 bench-transport:
