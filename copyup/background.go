@@ -387,16 +387,13 @@ func (f *File) progress() (full bool, percent int) {
 	return f.ext.full(), int((units - f.ext.missing) * 100 / max(units, 1))
 }
 
-// startWriteback has the kernel begin to write dirty pages of the upper to the disk. What fails is told by the next sync.
+// startWriteback has the kernel begin to write dirty pages of the upper to the disk.
 func (f *File) startWriteback(s span) {
 	if f.opts.Volatile || f.begin() != nil {
 		return
 	}
 	defer f.end()
-	err := f.withUpper(func(b *backing) error { return f.sys.startWriteback(b.fd, s.off, s.end-s.off) })
-	if err != nil {
-		f.logf("copyup: start writeback: %v", err)
-	}
+	f.writeback(f.sys.startWriteback, s)
 }
 
 // dropPages takes pages of the upper out of the page cache; those that are dirty begin to be written back instead. What

@@ -75,10 +75,12 @@ func (f *File) syncShared() error {
 	return err
 }
 
-// checkWriteback waits for what of the upper is being written back, and reports whether all of it was. As with syncShared, the error is
-// kept.
-func (f *File) checkWriteback(s span) bool {
-	err := f.toDisk(func(fd int) error { return f.sys.awaitWriteback(fd, s.off, s.end-s.off) })
+// checkWriteback waits for what of the upper is being written back, and reports whether all of it was.
+func (f *File) checkWriteback(s span) bool { return f.writeback(f.sys.awaitWriteback, s) }
+
+// writeback makes a call that can tell of failed writeback, and reports whether it told of none. As with syncShared, the error is kept.
+func (f *File) writeback(call func(fd int, off, length int64) error, s span) bool {
+	err := f.toDisk(func(fd int) error { return call(fd, s.off, s.end-s.off) })
 	if err != nil {
 		f.logf("copyup: writeback: %v", f.distrust(err))
 	}
