@@ -10,7 +10,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// BackgroundConfig bounds what is done in the background. The zero value of a time, of CompleteAbove or of CompleteRate turns that
+// BackgroundConfig bounds what is done in the background. The zero value of a time, of StreamBytes, CompleteAbove or CompleteRate turns that
 // part off.
 type BackgroundConfig struct {
 	// CacheBytes is how many bytes that were read from or written to uppers may stay in the page cache before DropAfter; 0: none
@@ -19,8 +19,8 @@ type BackgroundConfig struct {
 	// DropAfter is how long pages of an upper stay in the cache at most after their use. Writeback of dirty ones begins then.
 	DropAfter time.Duration
 	// StreamBytes is how much of a partial file that is written from one end to the other begins to be written back at a time, as soon as
-	// it is written, while DropAfter is not 0: who syncs it in the end waits for little. 0: the kernel begins when it likes, which is
-	// when a tenth of the memory is dirty, or after 30 seconds.
+	// it is written, unless DropAfter is 0: who syncs it in the end waits for little. One that is written through again and again
+	// is written to the disk each time. 0: writeback begins when pages are to be dropped, or when the kernel likes.
 	StreamBytes int64
 	// SettleAfter is how long a partial file that has everything in the upper is left alone before it is made durable and plain.
 	SettleAfter time.Duration
@@ -112,7 +112,7 @@ type tracked struct {
 	dirty   bool      // something of it was written: it must be written back before it can be dropped
 	since   time.Time // of the first use after the last drop
 	again   bool      // writeback was started; the next drop gets the pages
-	stream  span      // of writes one behind the other, what is not being written back yet
+	stream  span      // the last writes that came one behind the other, without what is being written back for that already
 	sending bool      // writeback of a stream is being started
 	wrote   bool      // since the last tick
 	hot     int       // ticks in a row with a write
@@ -189,24 +189,36 @@ func (b *Background) note(f *File, off, end int64, write bool) bool {
 	return true
 }
 
-// streamedLocked notes a write, and has writeback begin if it is due.
+// streamedLocked notes a write, and has writeback begin if it is due. The writer has begun and not ended.
 // +checklocks:b.mu
 func (b *Background) streamedLocked(f *File, t *tracked, off, end int64) {
 	if off != t.stream.end {
 		t.stream.off = off
 	}
 	t.stream.end = end
-	if b.cfg.StreamBytes <= 0 || t.stream.end-t.stream.off < b.cfg.StreamBytes || t.sending || f.State() != UpperShared || b.ctx.Err() != nil {
+	if !b.streamDueLocked(t) || t.sending || f.opts.Volatile || f.State() != UpperShared || b.ctx.Err() != nil || f.begin() != nil {
 		return
 	}
-	s := t.stream
-	t.stream.off, t.sending = end, true
+	t.sending = true
 	b.running.Go(func() {
-		f.startWriteback(s)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		t.sending = false
+		defer f.end()
+		for {
+			b.mu.Lock()
+			if t.sending = b.streamDueLocked(t); !t.sending {
+				b.mu.Unlock()
+				return
+			}
+			s := t.stream
+			t.stream.off = s.end
+			b.mu.Unlock()
+			f.writeback(f.sys.startWriteback, s)
+		}
 	})
+}
+
+// +checklocks:b.mu
+func (b *Background) streamDueLocked(t *tracked) bool {
+	return b.cfg.StreamBytes > 0 && t.stream.end-t.stream.off >= b.cfg.StreamBytes
 }
 
 // track begins to keep a file in mind; false if it is already, or nothing is to be done any more.
@@ -270,7 +282,7 @@ func (b *Background) look(now time.Time) (drops []drop, gone []*tracked, more bo
 			drops = append(drops, drop{f, t.used, t.dirty})
 			b.droppedLocked(t)
 		}
-		if !t.busy && t.bytes == 0 && (f.State() != UpperShared || t.idle > idleTicks) {
+		if !t.busy && !t.sending && t.bytes == 0 && (f.State() != UpperShared || t.idle > idleTicks) {
 			gone = append(gone, t)
 			delete(b.files, f)
 			continue
@@ -385,15 +397,6 @@ func (f *File) progress() (full bool, percent int) {
 	}
 	units := unitsIn(f.ext.limit, f.ext.unit)
 	return f.ext.full(), int((units - f.ext.missing) * 100 / max(units, 1))
-}
-
-// startWriteback has the kernel begin to write dirty pages of the upper to the disk.
-func (f *File) startWriteback(s span) {
-	if f.opts.Volatile || f.begin() != nil {
-		return
-	}
-	defer f.end()
-	f.writeback(f.sys.startWriteback, s)
 }
 
 // dropPages takes pages of the upper out of the page cache; those that are dirty begin to be written back instead. What

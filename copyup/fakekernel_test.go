@@ -259,13 +259,15 @@ func (k *fakeKernel) durable(fd int) {
 	}
 }
 
+// startWriteback that fails loses what was to be written, as a disk does.
 func (k *fakeKernel) startWriteback(fd int, off, length int64) error {
-	if _, err := k.enter("start"); err != nil {
-		return err
-	}
+	_, err := k.enter("start")
 	k.mu.Lock()
 	k.started = append(k.started, span{off, off + length})
 	k.mu.Unlock()
+	if err != nil {
+		return errors.Join(err, k.linux.fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length))
+	}
 	return k.linux.startWriteback(fd, off, length)
 }
 
