@@ -166,8 +166,8 @@
 //
 // Pages of an upper in the page cache are a second copy of what the mount's cache has. Background drops them: DropAfter their use, or
 // sooner when more than CacheBytes were used; dirty ones are written back by the first fadvise and dropped by the next. What is written
-// from one end to the other begins to be written back every StreamBytes: overwriting 1 GiB with an fsync at the end then takes two
-// thirds of the time (1.85 s for 2.88, medians of 11 in turn on ext4), for the disk works while the requests come.
+// from one end to the other begins to be written back every StreamBytes, so that the disk works while the requests come
+// (contrib/bench/results/mirror.md).
 //
 // # Units
 //

@@ -167,7 +167,7 @@ func checkBlocks(path, lowerPath string, written map[int64]bool, pick *rand.Rand
 func (b *bench) overwriting() experiment {
 	x := experiment{
 		name:     "overwrite",
-		systems:  all,
+		systems:  append([]system{oursNoStream}, all...),
 		deadline: b.within(10 * time.Minute),
 		lower:    b.bigLower,
 		rows: []row{

@@ -21,6 +21,7 @@ const (
 	fuseOverlayfs system = "fuse-overlayfs"
 	ours          system = "ours"
 	oursWriteback system = "ours-writeback" // with its option io=writeback
+	oursNoStream  system = "ours-no-stream" // that writes back as late as the kernel likes
 	plain         system = "plain"          // a copy of the lower directory
 	mirror        system = "mirror"         // mirrorFS on a copy of the lower directory
 )
@@ -28,6 +29,7 @@ const (
 // optionsOfSystem are the options that make a system of ours.
 var optionsOfSystem = map[system]string{
 	oursWriteback: "io=writeback",
+	oursNoStream:  "stream=0",
 	oursPartial:   "partial_above=0",
 	oursWhole:     "partial_above=1099511627776",
 }

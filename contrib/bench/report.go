@@ -112,7 +112,7 @@ func (s *section) medians(r row) map[system]sample {
 // columns are the systems of the table.
 func (r *report) columns() []system {
 	columns := []system{kernel, fuseOverlayfs, ours}
-	for _, y := range []system{oursWriteback, mirror} {
+	for _, y := range []system{oursWriteback, oursNoStream, mirror} {
 		if slices.ContainsFunc(r.Sections, func(s *section) bool { return slices.Contains(s.Systems, y) }) {
 			columns = append(columns, y)
 		}

@@ -65,7 +65,7 @@ const (
 // judge says whether b holds of the medians of a row.
 func (b bound) judge(medians map[system]sample) verdict { return b.judgeOf(ours, medians) }
 
-// ofMirror says of a bound that ours misses whether the mirror would keep it. If that misses it too, FUSE does.
+// ofMirror says of a bound that ours misses whether the mirror would keep it, and its value: a bare FUSE server's.
 func (b bound) ofMirror(medians map[system]sample) string {
 	if b.judge(medians) != missed {
 		return ""

@@ -23,11 +23,12 @@ func init() { workers["mirror"] = serveMirror }
 // Files made on it are passed through, as those of an upper are, and also those that were written and that the kernel has forgotten
 // since. Others are not, as a lower file that is being written can't be: what has not been written is elsewhere.
 //
-// It can also be the least overlay: above a lower directory of files alone, the first change of a file copies it up by
-// the system calls that no copy-up can do without. Of a file over mirrorWhole bytes only the blocks that are written go to the upper, which
+// It can also be a small overlay: above a lower directory of files alone, the first change of a file copies it up with
+// its data or without, a mark, its size and its times, crash-safe as ours, and nothing more. Of a file over mirrorWhole bytes only the blocks that are written go to the upper, which
 // blocks is remembered in memory alone.
 //
-// No more than the workloads need is there: no links, special files, locks or races between a lookup and a rename of it.
+// No more than the workloads need is there: no links, special files or locks; one client at a time; a file that is copied up is
+// open once and is not looked up again after the kernel has forgotten it.
 type mirrorFS struct {
 	fuse.RawFileSystem
 

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The least copy-up.
+// The mirror's copy-up.
 
 // mirrorWhole is the size in bytes up to which a file is copied whole, as ours does.
 const mirrorWhole = 128 << 10
