@@ -55,7 +55,7 @@ func TestPowerCut(t *testing.T) {
 
 // loads are the mount options of one load after the other: as it comes; each file copied in part; what is done in the background done at
 // once, so that cuts fall into it; and the kernel's writeback cache.
-var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0", ",io=writeback"}
+var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0,stream=16K", ",io=writeback"}
 
 // lasting are those of which all that was written is kept when the server is killed.
 var lasting = loads[:3]
