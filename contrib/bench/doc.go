@@ -22,8 +22,8 @@
 //     starts with the next system. So what slows the machine down for a while slows all of them down.
 //   - A sample is what one system showed in one round. A table shows medians of samples. Where it shows a ratio as a
 //     quantity of its own (overwriting against writing anew), it is taken in each round.
-//   - The mirror is a FUSE server that does the least a server can do: mirrorFS says what. What ours takes beyond it is ours, what it
-//     takes beyond a plain directory is FUSE's. Where ours misses a bound, the table has the mirror's ratio behind it.
+//   - The mirror is a bare FUSE server: mirrorFS says what it does. Where ours misses a bound, the table has the mirror's ratio behind it.
+//     It is no bound for all servers: one that is asked less is faster.
 //   - Cold: the scratch file system is synced, and all caches of the machine are dropped, right before; the mount is new, so
 //     the server knows nothing yet. Warm: the median of several passes after the first.
 //   - A hub is one "overlayfuse serve", which serves many mounts as it does for the snapshotter; a fleet is many mounts of

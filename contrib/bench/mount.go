@@ -21,7 +21,7 @@ const (
 	fuseOverlayfs system = "fuse-overlayfs"
 	ours          system = "ours"
 	oursWriteback system = "ours-writeback" // with its option io=writeback
-	oursNoStream  system = "ours-no-stream" // that writes back as late as the kernel likes
+	oursNoStream  system = "ours-no-stream" // with its option stream=0
 	plain         system = "plain"          // a copy of the lower directory
 	mirror        system = "mirror"         // mirrorFS on a copy of the lower directory
 )

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"os"
 	"runtime/debug"
 	"sync"
@@ -15,17 +14,17 @@ import (
 
 func init() { workers["mirror"] = serveMirror }
 
-// mirrorFS is the least that a FUSE server can do: it shows one plain directory, and answers each request with the system call that
+// mirrorFS is a bare FUSE server: it shows one plain directory, and answers each request with the system call that
 // it stands for, on our transport. Nothing is an overlay in it: no layers, marks, locks, ids or extended attributes (the kernel asks for
-// them once, and never again). It believes for ever what it has told the kernel. So what takes longer on it than in the
-// directory is the price of FUSE.
+// them once, and never again). It believes for ever what it has told the kernel. What takes longer on it than in the
+// directory is what FUSE costs with a request for each thing that the kernel asks.
 //
 // Files made on it are passed through, as those of an upper are, and also those that were written and that the kernel has forgotten
 // since. Others are not, as a lower file that is being written can't be: what has not been written is elsewhere.
 //
 // It can also be a small overlay: above a lower directory of files alone, the first change of a file copies it up with
-// its data or without, a mark, its size and its times, crash-safe as ours, and nothing more. Of a file over mirrorWhole bytes only the blocks that are written go to the upper, which
-// blocks is remembered in memory alone.
+// its data or without, a mark, its size and its times, and nothing more. Of a file over mirrorWhole bytes only the blocks that are
+// written go to the upper; which ones is remembered in memory alone.
 //
 // No more than the workloads need is there: no links, special files or locks; one client at a time; a file that is copied up is
 // open once and is not looked up again after the kernel has forgotten it.
@@ -35,7 +34,6 @@ type mirrorFS struct {
 	server *transport.Server
 	start  time.Time
 	lower  int // the lower directory's descriptor; -1
-	work   int // of a directory for unnamed files
 	mu     sync.Mutex
 	nodes  map[uint64]*mirrorNode
 	files  map[uint64]*mirrorFile
@@ -76,15 +74,13 @@ func newMirror(dir, lower string) (*mirrorFS, error) {
 			return nil, named("open", path, err)
 		}
 	}
-	fd := fds[0]
-	root := &mirrorNode{id: fuse.FUSE_ROOT_ID, dir: fd, children: map[string]*mirrorNode{}}
+	root := &mirrorNode{id: fuse.FUSE_ROOT_ID, dir: fds[0], children: map[string]*mirrorNode{}}
 	return &mirrorFS{
 		RawFileSystem: fuse.NewDefaultRawFileSystem(),
 		nodes:         map[uint64]*mirrorNode{root.id: root},
 		files:         map[uint64]*mirrorFile{},
 		start:         time.Now(),
 		lower:         fds[1],
-		work:          fd,
 		last:          root.id,
 	}, nil
 }
@@ -116,19 +112,6 @@ func serveMirror(args []string) (values, error) {
 
 // mirrorTime is how long the kernel believes what it is told.
 const mirrorTime = time.Hour
-
-// status of a system call.
-func status(err error) fuse.Status {
-	var errno unix.Errno
-	switch {
-	case err == nil:
-		return fuse.OK
-	case errors.As(err, &errno):
-		return fuse.Status(errno)
-	default:
-		return fuse.EIO
-	}
-}
 
 // node is the object of a request. The kernel asks for none that it was not told of.
 func (m *mirrorFS) node(id uint64) *mirrorNode {

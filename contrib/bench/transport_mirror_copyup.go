@@ -28,7 +28,7 @@ func (m *mirrorFS) copyUp(n *mirrorNode, data bool) (*os.File, error) {
 	if err := unix.Fstat(from, &st); err != nil {
 		return nil, err
 	}
-	to, err := unix.Openat(m.work, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, st.Mode&07777)
+	to, err := unix.Openat(n.parent.dir, ".", unix.O_RDWR|unix.O_TMPFILE|unix.O_CLOEXEC, st.Mode&07777)
 	if err != nil {
 		return nil, err
 	}

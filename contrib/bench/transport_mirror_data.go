@@ -15,7 +15,7 @@ func (m *mirrorFS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out
 	p := m.node(in.NodeId)
 	fd, err := unix.Openat(p.dir, name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, in.Mode&07777&^in.Umask)
 	if err != nil {
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	f := os.NewFile(uintptr(fd), name)
 	err = attrAt(fd, "", unix.AT_EMPTY_PATH, 0, &out.Attr)
@@ -29,7 +29,7 @@ func (m *mirrorFS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out
 	if err != nil {
 		_ = f.Close() // nothing was written
 	}
-	return status(err)
+	return fuse.ToStatus(err)
 }
 
 // Open opens a file.
@@ -45,13 +45,13 @@ func (m *mirrorFS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	}
 	fd, err := unix.Openat(dir, name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	f := os.NewFile(uintptr(fd), n.name)
 	if err = m.opened(n, f, out); err != nil {
 		_ = f.Close() // nothing was written
 	}
-	return status(err)
+	return fuse.ToStatus(err)
 }
 
 // opened gives an open file a handle, and passes it through if it was made here.
@@ -70,13 +70,18 @@ func (m *mirrorFS) opened(n *mirrorNode, f *os.File, out *fuse.OpenOut) error {
 		n.opens++
 		out.OpenFlags, out.BackingID = fuse.FOPEN_PASSTHROUGH|fuse.FOPEN_NOFLUSH, n.backing
 	}
-	m.last++
-	out.Fh = m.last
-	m.files[out.Fh] = &mirrorFile{node: n, file: f}
+	out.Fh = m.keepLocked(&mirrorFile{node: n, file: f})
 	return nil
 }
 
-// Release closes a file.
+// keepLocked gives f a handle. m.mu is held.
+func (m *mirrorFS) keepLocked(f *mirrorFile) (fh uint64) {
+	m.last++
+	m.files[m.last] = f
+	return m.last
+}
+
+// Release closes a file or a directory.
 func (m *mirrorFS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	m.mu.Lock()
 	f := m.files[in.Fh]
@@ -120,7 +125,7 @@ func (m *mirrorFS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.Re
 	if err == nil {
 		err = f.node.compose(buf, int64(in.Offset))
 	}
-	return fuse.ReadResultData(buf), status(err)
+	return fuse.ReadResultData(buf), fuse.ToStatus(err)
 }
 
 // Write writes into the file.
@@ -130,17 +135,17 @@ func (m *mirrorFS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 		err = f.node.fill(int(f.file.Fd()), int64(in.Offset), len(data))
 	}
 	if err != nil {
-		return 0, status(err)
+		return 0, fuse.ToStatus(err)
 	}
 	k, err := unix.Pwrite(int(f.file.Fd()), data, int64(in.Offset))
-	return uint32(max(k, 0)), status(err)
+	return uint32(max(k, 0)), fuse.ToStatus(err)
 }
 
 // CopyFileRange copies in the file system below.
 func (m *mirrorFS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
 	from, to := int64(in.OffIn), int64(in.OffOut)
 	k, err := unix.CopyFileRange(int(m.file(in.FhIn).Fd()), &from, int(m.file(in.FhOut).Fd()), &to, int(in.Len), 0)
-	return uint32(max(k, 0)), status(err)
+	return uint32(max(k, 0)), fuse.ToStatus(err)
 }
 
 // fsyncData is in the flags of fdatasync(2). Source: include/uapi/linux/fuse.h:FUSE_FSYNC_FDATASYNC (Linux 6.18).
@@ -150,7 +155,7 @@ const fsyncData = 1
 func (m *mirrorFS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	fd := int(m.file(in.Fh).Fd())
 	if in.FsyncFlags&fsyncData != 0 {
-		return status(unix.Fdatasync(fd))
+		return fuse.ToStatus(unix.Fdatasync(fd))
 	}
-	return status(unix.Fsync(fd))
+	return fuse.ToStatus(unix.Fsync(fd))
 }

@@ -61,7 +61,7 @@ func (m *mirrorFS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out
 		out.SetEntryTimeout(mirrorTime)
 		return fuse.OK
 	}
-	return status(err)
+	return fuse.ToStatus(err)
 }
 
 // Forget drops what the kernel has dropped.
@@ -94,9 +94,9 @@ func (m *mirrorFS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.Attr
 	n, f := m.nodes[in.NodeId], m.files[in.Fh()]
 	m.mu.Unlock()
 	if in.Flags()&fuse.FUSE_GETATTR_FH != 0 && f != nil {
-		return status(attrAt(int(f.file.Fd()), "", unix.AT_EMPTY_PATH, n.id, &out.Attr))
+		return fuse.ToStatus(attrAt(int(f.file.Fd()), "", unix.AT_EMPTY_PATH, n.id, &out.Attr))
 	}
-	return status(m.attr(n, &out.Attr))
+	return fuse.ToStatus(m.attr(n, &out.Attr))
 }
 
 // SetAttr is chmod, chown, truncate and utimens.
@@ -108,15 +108,15 @@ func (m *mirrorFS) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 			err = f.Close()
 		}
 		if err != nil {
-			return status(err)
+			return fuse.ToStatus(err)
 		}
 	}
 	dir, name, flags := m.at(n)
 	if err := setAttrAt(dir, name, flags, in); err != nil {
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	out.SetTimeout(mirrorTime)
-	return status(m.attr(n, &out.Attr))
+	return fuse.ToStatus(m.attr(n, &out.Attr))
 }
 
 func setAttrAt(dir int, name string, flags int, in *fuse.SetAttrIn) error {
@@ -174,7 +174,7 @@ func (m *mirrorFS) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *
 	if err == nil {
 		_, err = m.find(p, name, out)
 	}
-	return status(err)
+	return fuse.ToStatus(err)
 }
 
 // Symlink makes a symlink.
@@ -184,7 +184,7 @@ func (m *mirrorFS) Symlink(_ <-chan struct{}, in *fuse.InHeader, target, name st
 	if err == nil {
 		_, err = m.find(p, name, out)
 	}
-	return status(err)
+	return fuse.ToStatus(err)
 }
 
 // Readlink reads a symlink.
@@ -193,7 +193,7 @@ func (m *mirrorFS) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.
 	target := make([]byte, unix.PathMax)
 	k, err := unix.Readlinkat(n.parent.dir, n.name, target)
 	if err != nil {
-		return nil, status(err)
+		return nil, fuse.ToStatus(err)
 	}
 	return target[:k], fuse.OK
 }
@@ -220,14 +220,14 @@ func (m *mirrorFS) remove(p *mirrorNode, name string, flags int) fuse.Status {
 	if err == nil {
 		m.gone(p, name)
 	}
-	return status(err)
+	return fuse.ToStatus(err)
 }
 
 // Rename moves a name.
 func (m *mirrorFS) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, to string) fuse.Status {
 	p, q := m.node(in.NodeId), m.node(in.Newdir)
 	if err := unix.Renameat2(p.dir, name, q.dir, to, uint(in.Flags)); err != nil {
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -241,7 +241,7 @@ func (m *mirrorFS) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, to string)
 
 // FsyncDir syncs a directory.
 func (m *mirrorFS) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	return status(unix.Fsync(m.node(in.NodeId).dir))
+	return fuse.ToStatus(unix.Fsync(m.node(in.NodeId).dir))
 }
 
 // OpenDir reads all names.
@@ -249,17 +249,15 @@ func (m *mirrorFS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 	n := m.node(in.NodeId)
 	fd, err := unix.Openat(n.dir, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	f := &mirrorFile{node: n, file: os.NewFile(uintptr(fd), n.name)}
 	if f.names, err = f.file.ReadDir(-1); err != nil {
 		_ = f.file.Close() // nothing was written
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	m.mu.Lock()
-	m.last++
-	out.Fh = m.last
-	m.files[out.Fh] = f
+	out.Fh = m.keepLocked(f)
 	m.mu.Unlock()
 	out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
 	return fuse.OK
@@ -267,9 +265,7 @@ func (m *mirrorFS) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 
 // names from where in reads on.
 func (m *mirrorFS) names(in *fuse.ReadIn) (*mirrorNode, []os.DirEntry) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f := m.files[in.Fh]
+	f := m.handle(in.Fh)
 	return f.node, f.names[min(in.Offset, uint64(len(f.names))):]
 }
 
@@ -312,19 +308,13 @@ func (m *mirrorFS) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 }
 
 // ReleaseDir closes a directory.
-func (m *mirrorFS) ReleaseDir(in *fuse.ReleaseIn) {
-	m.mu.Lock()
-	f := m.files[in.Fh]
-	delete(m.files, in.Fh)
-	m.mu.Unlock()
-	_ = f.file.Close() // nothing was written
-}
+func (m *mirrorFS) ReleaseDir(in *fuse.ReleaseIn) { m.Release(nil, in) }
 
 // StatFs is that of the file system below.
 func (m *mirrorFS) StatFs(_ <-chan struct{}, in *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	var st syscall.Statfs_t
 	if err := syscall.Fstatfs(m.node(in.NodeId).dir, &st); err != nil {
-		return status(err)
+		return fuse.ToStatus(err)
 	}
 	out.FromStatfsT(&st)
 	return fuse.OK
