@@ -3,43 +3,43 @@ package e2e
 import (
 	"bufio"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/moby/sys/mountinfo"
 )
 
-// noRunsLeft fails if a demonstration left its folder or a mount.
-func noRunsLeft(t *testing.T) {
+// demonstration makes `make run`'s demonstration with a smaller file, in a folder of its own below /var/tmp, so that
+// what a killed run or another person's left there is not this one's. Fails at the end if a folder or a mount is left.
+func demonstration(t *testing.T, within time.Duration) *exec.Cmd {
 	t.Helper()
-	names, err := os.ReadDir("/var/tmp")
+	runs, err := os.MkdirTemp("/var/tmp", "ofs-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range names {
-		if strings.HasPrefix(name.Name(), demoPrefix(t)) {
-			t.Errorf("/var/tmp/%s is left", name.Name())
+	t.Cleanup(func() {
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(runs))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Contains(string(mounts), "/var/tmp/"+demoPrefix(t)) {
-		t.Errorf("mounts are left:\n%s", mounts)
-	}
-}
-
-// demoPrefix keeps the folders of these demonstrations apart from one that a person runs at the same time.
-func demoPrefix(t *testing.T) string {
-	return "ofs-" + strings.ToLower(t.Name()[len("TestDemonstration"):])[:3] + "."
+		for _, mount := range mounts {
+			t.Errorf("a mount is left: %+v", *mount)
+		}
+		if err := os.Remove(runs); err != nil {
+			t.Errorf("a run is left: %v", err)
+		}
+	})
+	cmd := command(within, "../stack/demo.sh")
+	cmd.Env = append(os.Environ(), "BIG_MIB=64", "DEMO_DIR="+runs+"/XXXX")
+	return cmd
 }
 
 // TestDemonstrationHolds runs what `make run` runs, with a smaller file: each of its checks holds, and nothing is left.
 func TestDemonstrationHolds(t *testing.T) {
-	cmd := command(5*time.Minute, "../stack/demo.sh")
-	cmd.Env = append(os.Environ(), "BIG_MIB=64", "DEMO_DIR=/var/tmp/"+demoPrefix(t)+"XXXX")
-	text, err := output(cmd)
+	text, err := output(demonstration(t, 5*time.Minute))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
@@ -51,13 +51,11 @@ func TestDemonstrationHolds(t *testing.T) {
 			t.Errorf("does not show: %s\n%s", claim, text)
 		}
 	}
-	noRunsLeft(t)
 }
 
 // TestDemonstrationInterrupted interrupts it while its container runs, as control-C does: nothing is left.
 func TestDemonstrationInterrupted(t *testing.T) {
-	cmd := command(2*time.Minute, "../stack/demo.sh")
-	cmd.Env = append(os.Environ(), "BIG_MIB=64", "DEMO_DIR=/var/tmp/"+demoPrefix(t)+"XXXX")
+	cmd := demonstration(t, 2*time.Minute)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -83,5 +81,4 @@ func TestDemonstrationInterrupted(t *testing.T) {
 	if cmd.ProcessState.ExitCode() != 130 {
 		t.Errorf("ended with %v, want exit status 130", err)
 	}
-	noRunsLeft(t)
 }
