@@ -40,6 +40,8 @@ func (b *bench) randomWrites() experiment {
 				must: []bound{against(kernel, 1)},
 			},
 			{key: "rest", title: fmt.Sprintf("of it after the first %d writes", fsyncEvery)},
+			// What the file system below takes for blocks that it has to allocate: no overlay that copies only what is written can have less.
+			{key: "sparse", title: "the same into a sparse file, without an overlay"},
 			{key: "share", title: "data in the upper / distinct bytes written", unit: times, must: []bound{atMost(1.1)}},
 		},
 	}
@@ -51,6 +53,15 @@ func (b *bench) randomWrites() experiment {
 		}
 		u, err := statUpper(m, bigName)
 		v["share"] = float64(u.dataBytes) / v["distinct"]
+		if err != nil || m.system != plain {
+			return v, err
+		}
+		if err := b.settle(); err != nil {
+			return nil, err
+		}
+		sparse, err := b.worker(x.deadline, m, "random-sparse", filepath.Join(m.root(), "sparse"), filepath.Join(m.lower.dir, bigName),
+			fmt.Sprint(writes), fmt.Sprint(round))
+		v["sparse"] = sparse["time"]
 		return v, err
 	}
 	return x
@@ -59,26 +70,6 @@ func (b *bench) randomWrites() experiment {
 // timeRandom writes random blocks, and reads some back. Its arguments: the file, its lower, how many, the seed.
 func timeRandom(args []string) (values, error) {
 	path := args[0]
-	writes, err := number(args[2])
-	if err != nil {
-		return nil, err
-	}
-	seed, err := number(args[3])
-	if err != nil {
-		return nil, err
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return nil, named("stat", path, err)
-	}
-	blocks := rand.New(rand.NewPCG(4, uint64(seed)))
-	order := make([]int64, writes)
-	written := map[int64]bool{}
-	for i := range order {
-		order[i] = blocks.Int64N(st.Size / page)
-		written[order[i]] = true
-	}
-	v := values{"distinct": float64(len(written) * page)}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, named("open", path, err)
@@ -86,10 +77,73 @@ func timeRandom(args []string) (values, error) {
 	if err := unix.Close(fd); err != nil {
 		return nil, named("close", path, err)
 	}
-	if err := writeBlocks(path, order, v); err != nil {
+	w, err := newScatter(path, args[2], args[3])
+	if err != nil {
+		return nil, err
+	}
+	v := values{"distinct": float64(len(w.written) * page)}
+	if err := writeBlocks(path, w.order, v); err != nil {
 		return nil, named("write", path, err)
 	}
-	return v, checkBlocks(path, args[1], written, blocks, st.Size/page)
+	return v, checkBlocks(path, args[1], w)
+}
+
+// timeRandomSparse makes a sparse file of the size of another, and writes the blocks that timeRandom writes to that one. Its arguments are
+// timeRandom's.
+func timeRandomSparse(args []string) (values, error) {
+	path := args[0]
+	var st unix.Stat_t
+	if err := unix.Lstat(args[1], &st); err != nil {
+		return nil, named("stat", args[1], err)
+	}
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return nil, named("create", path, err)
+	}
+	if err := errors.Join(unix.Ftruncate(fd, st.Size), unix.Close(fd)); err != nil {
+		return nil, named("truncate", path, err)
+	}
+	w, err := newScatter(path, args[2], args[3])
+	if err != nil {
+		return nil, err
+	}
+	v := values{}
+	return v, named("write", path, writeBlocks(path, w.order, v))
+}
+
+// scatter is the blocks of a file that are written, in order, and the source of those that are looked at afterwards.
+type scatter struct {
+	order   []int64
+	written map[int64]bool
+	blocks  int64 // of the file
+	pick    *rand.Rand
+}
+
+// newScatter draws writes blocks of path.
+func newScatter(path, writes, seed string) (*scatter, error) {
+	n, err := number(writes)
+	if err != nil {
+		return nil, err
+	}
+	from, err := number(seed)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil, named("stat", path, err)
+	}
+	w := &scatter{
+		order:   make([]int64, n),
+		written: map[int64]bool{},
+		blocks:  st.Size / page,
+		pick:    rand.New(rand.NewPCG(4, uint64(from))),
+	}
+	for i := range w.order {
+		w.order[i] = w.pick.Int64N(w.blocks)
+		w.written[w.order[i]] = true
+	}
+	return w, nil
 }
 
 // block is what the block number n has after it was written.
@@ -136,7 +190,7 @@ func writeBlocks(path string, order []int64, v values) error {
 }
 
 // checkBlocks compares some blocks of path with what was written, or with the lower file.
-func checkBlocks(path, lowerPath string, written map[int64]bool, pick *rand.Rand, blocks int64) error {
+func checkBlocks(path, lowerPath string, w *scatter) error {
 	var fds [2]int
 	for i, p := range []string{path, lowerPath} {
 		fd, err := unix.Open(p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -148,8 +202,8 @@ func checkBlocks(path, lowerPath string, written map[int64]bool, pick *rand.Rand
 	}
 	have, want := make([]byte, page), make([]byte, page)
 	for range checked {
-		n := pick.Int64N(blocks)
-		if written[n] {
+		n := w.pick.Int64N(w.blocks)
+		if w.written[n] {
 			want = block(n)
 		} else if err := preadAll(fds[1], want, n*page); err != nil {
 			return named("read", lowerPath, err)
@@ -158,7 +212,7 @@ func checkBlocks(path, lowerPath string, written map[int64]bool, pick *rand.Rand
 			return named("read", path, err)
 		}
 		if !bytes.Equal(have, want) {
-			return fmt.Errorf("%s: block %d (written: %t) has wrong data: %w", path, n, written[n], unix.EUCLEAN)
+			return fmt.Errorf("%s: block %d (written: %t) has wrong data: %w", path, n, w.written[n], unix.EUCLEAN)
 		}
 	}
 	return nil
