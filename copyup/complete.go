@@ -162,13 +162,11 @@ func (f *File) copyMissing(ctx context.Context, upper *backing, s span) error {
 	c := copier{f: f, ctx: ctx, src: lower.fd, dst: upper.fd, unit: f.opts.Unit}
 	err = c.data(s.off, end, f.have)
 	f.filled(int(c.copied))
-	if half := c.at &^ (f.opts.Unit - 1); err != nil && c.at > half {
-		_, err = f.takeBack(upper, write{}, half, c.at, 0, err)
+	if err != nil {
+		return errors.Join(err, f.empty(upper, s, err))
 	}
-	if err == nil {
-		f.have(s.off, s.end)
-	}
-	return err
+	f.have(s.off, s.end)
+	return nil
 }
 
 // becomeUpper takes the marks of a partial file away if the upper has all of it, unless a sync has failed and is to be dealt with.
@@ -229,8 +227,7 @@ type copier struct {
 	unit     int64 // data is rounded to it
 
 	copied  int64
-	at      int64 // the end of what was copied last
-	bySteps bool  // copy_file_range does not work between the two
+	bySteps bool // copy_file_range does not work between the two
 }
 
 // data copies what has data in [off, end), and calls done for each part when it is there. end may cut the last unit.
@@ -259,14 +256,17 @@ func (c *copier) data(off, end int64, done func(off, end int64)) error {
 // extent copies [off, end).
 func (c *copier) extent(off, end int64, done func(off, end int64)) error {
 	start := off
-	c.at = off
+	if c.f.scarce() {
+		if err := c.f.allocate(c.dst, off, end-off); err != nil {
+			return err
+		}
+	}
 	for off < end {
 		if c.ctx.Err() != nil {
 			return interrupted(c.ctx)
 		}
 		n, err := c.step(off, end)
 		off += n
-		c.at = off
 		c.copied += n
 		if whole := off &^ (c.unit - 1); whole > start {
 			done(start, whole)
@@ -279,7 +279,6 @@ func (c *copier) extent(off, end int64, done func(off, end int64)) error {
 	if end > start {
 		done(start, (end+c.unit-1)&^(c.unit-1))
 	}
-	c.at = 0 // nothing is half done
 	return nil
 }
 

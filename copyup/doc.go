@@ -45,7 +45,9 @@
 //   - Data moves up only. Once Upper, always Upper.
 //   - The lower's bytes never change, and no descriptor of it can write: newBacking checks each with F_GETFL.
 //   - A missing unit is a hole in the upper, on the disk and in the cache. It is written whole, in one call, with what the lower
-//     has around the caller's bytes; a failed write that leaves a part of one is taken back by punching the unit out.
+//     has around the caller's bytes. After a write or copy that fails, all units of its range that are still missing are punched out:
+//     one may be half written, and without space ext4 leaves zeros in others, of which it says nothing (File.empty). While space is
+//     short, missing units are allocated first, so that a kill between the two finds nothing.
 //   - A unit that is there never becomes missing again, except by that.
 //   - The limit on the disk is never larger than the size, or it is stored before the file can grow.
 //   - A read that starts after a write returned sees that write. One that met a copy-up while it read the lower reads again.

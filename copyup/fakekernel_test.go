@@ -137,7 +137,11 @@ func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, e
 	}
 	short, err := k.enter(name)
 	if err != nil {
-		return 0, err
+		total := 0
+		for _, b := range bufs {
+			total += len(b)
+		}
+		return 0, errors.Join(err, k.leaveZeros(fd, off, total, err))
 	}
 	if short {
 		p := slices.Concat(bufs...)
@@ -148,6 +152,30 @@ func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, e
 		k.durable(fd)
 	}
 	return n, err
+}
+
+// leaveZeros does what ext4 does to a large folio for whose last blocks there is no space: those before are zeros, and were holes.
+func (k *fakeKernel) leaveZeros(fd int, off int64, n int, cause error) error {
+	if !errors.Is(cause, unix.ENOSPC) && !errors.Is(cause, unix.EDQUOT) || k.way == byZeros {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	for at := off &^ (testUnit - 1); at < min(off+int64(n)/2, st.Size); at += testUnit {
+		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
+		if err == nil && data < at+testUnit {
+			continue
+		}
+		if err != nil && !errors.Is(err, unix.ENXIO) {
+			return err
+		}
+		if _, err := unix.Pwrite(fd, make([]byte, min(testUnit, st.Size-at)), at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // note keeps what is given back, and whether the size was changed.
@@ -228,7 +256,7 @@ func (k *fakeKernel) copyFileRange(src int, srcOff int64, dst int, dstOff int64,
 	short, err := k.enter("copy_file_range")
 	switch {
 	case err != nil:
-		return 0, err
+		return 0, errors.Join(err, k.leaveZeros(dst, dstOff, length, err))
 	case k.way == byZeros:
 		return 0, nil // as some file systems do
 	case k.way == byBuffer:

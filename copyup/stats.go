@@ -19,7 +19,8 @@ type Stats struct {
 
 	Poisoned atomic.Uint64 // Files that answer EIO because upper and memory are in doubt
 
-	noClone atomic.Bool // the uppers' file system has no reflink
+	noClone atomic.Bool  // the uppers' file system has no reflink
+	scarce  atomic.Int64 // until when it counts as short of space, in ns since the epoch
 }
 
 // Counters is Stats at one moment. Counts are of files or events, Bytes of bytes.

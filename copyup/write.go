@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -166,6 +167,10 @@ func (f *File) runWrite(upper *backing, w write) (int, error) {
 		size = st.Size
 	}
 	at := w.off - int64(len(head))
+	if err := f.allocateScarce(upper.fd, w); err != nil {
+		_, err = f.takeBack(upper, w, w.whole.off, 0, err)
+		return 0, err
+	}
 	if w.head.end < w.off { // the limit lies between: what is there is a hole already
 		if err := f.fillHead(upper, w, head); err != nil {
 			return 0, err
@@ -179,19 +184,12 @@ func (f *File) runWrite(upper *backing, w write) (int, error) {
 		}
 	}
 	n, err := f.pwriteFull(upper.fd, bufs, at, 0)
-	end := at + int64(n)
 	if err == nil {
 		f.have(w.whole.off, w.whole.end)
 		f.filled(len(head) + len(tail))
 		return len(w.p), nil
 	}
-	if end > at {
-		cut := end &^ (f.opts.Unit - 1)
-		f.have(w.whole.off, cut)
-		if end > cut {
-			end, err = f.takeBack(upper, w, cut, end, size, err)
-		}
-	}
+	end, err := f.takeBack(upper, w, at+int64(n), size, err)
 	return int(min(max(0, end-w.off), int64(len(w.p)))), err
 }
 
@@ -203,33 +201,85 @@ func (f *File) fillHead(upper *backing, w write, head []byte) error {
 		f.filled(n)
 		return nil
 	}
-	if n > 0 {
-		_, err = f.takeBack(upper, w, w.whole.off, w.head.off+int64(n), w.head.end, err)
-	}
+	_, err = f.takeBack(upper, w, w.head.off+int64(n), w.head.end, err)
 	return err
 }
 
-// takeBack undoes what a failed write left of the unit at cut, up to end: nothing if the unit was there before, else it is
-// made a hole again, so that the lower shows. size is what the file must not exceed then. It gives the end of what
-// counts as written.
-func (f *File) takeBack(upper *backing, w write, cut, end, size int64, cause error) (int64, error) {
+// takeBack undoes what a write that failed at end left of units that were missing before, so that the lower shows. size is what the file
+// must not exceed then. It gives the end of what counts as written.
+func (f *File) takeBack(upper *backing, w write, end, size int64, cause error) (int64, error) {
+	cut := end &^ (f.opts.Unit - 1)
+	f.have(w.whole.off, cut)
+	if err := f.empty(upper, span{max(cut, w.whole.off), w.whole.end}, cause); err != nil {
+		return max(cut, w.whole.off), err
+	}
 	f.mu.Lock()
 	there := f.ext.has(cut)
 	f.mu.Unlock()
 	if there {
 		return end, cause
 	}
-	if err := f.punch(upper, cut, f.opts.Unit); err != nil {
-		err = fmt.Errorf("copyup: %w: unit at %d half written: %w", ErrInDoubt, cut, errors.Join(cause, err))
-		f.Poison(err)
-		return cut, f.Err()
-	}
-	if w.grows && end > size {
+	if w.grows && end > cut && end > size {
 		if err := retryErr(func() error { return f.sys.ftruncate(upper.fd, max(size, cut)) }); err != nil {
 			cause = errors.Join(cause, fmt.Errorf("copyup: take size back to %d: %w", max(size, cut), err))
 		}
 	}
 	return cut, cause
+}
+
+// empty makes those units of s holes again that are missing, after a write or copy of them has failed. It may have given them blocks, of
+// which nothing was reported: ext4 allocates all blocks of a folio, and leaves zeros in the first ones if there is no space for the
+// last (fs/ext4/inode.c:ext4_block_write_begin(), Linux 6.18). Whoever reads the map next would take them for data.
+//
+// Errors: the file is then poisoned.
+// Preconditions: s is reserved.
+func (f *File) empty(upper *backing, s span, cause error) error {
+	f.noteScarce(cause)
+	for m := f.firstMissing(s); m.off < m.end; m = f.firstMissing(span{m.end, s.end}) {
+		if err := f.punch(upper, m.off, m.end-m.off); err != nil {
+			f.Poison(fmt.Errorf("copyup: %w: units at %d to %d half written: %w", ErrInDoubt, m.off, m.end, errors.Join(cause, err)))
+			return f.Err()
+		}
+	}
+	return nil
+}
+
+// scarceTime is for how long after a failure for want of space missing units are allocated before they are written.
+const scarceTime = time.Minute
+
+// noteScarce notes that an error says that there is no space.
+func (f *File) noteScarce(err error) {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		f.stats.scarce.Store(time.Now().Add(scarceTime).UnixNano())
+	}
+}
+
+func (f *File) scarce() bool {
+	until := f.stats.scarce.Load()
+	return until != 0 && time.Now().UnixNano() < until
+}
+
+// allocateScarce gives the missing units of a write their blocks first if space is short: that fails without leaving zeros (see empty), also
+// for who is killed before they are taken back. Blocks that were never written are a hole to whoever reads the map.
+func (f *File) allocateScarce(fd int, w write) error {
+	if !w.missing || !f.scarce() {
+		return nil
+	}
+	for m := f.firstMissing(w.whole); m.off < m.end; m = f.firstMissing(span{m.end, w.whole.end}) {
+		if err := f.allocate(fd, m.off, m.end-m.off); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// allocate is fallocate(2) of blocks that are to be written next; what the file system can't do is no error.
+func (f *File) allocate(fd int, off, n int64) error {
+	err := retryErr(func() error { return f.sys.fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n) })
+	if err != nil && !unsupported(err) {
+		return fmt.Errorf("copyup: allocate %d bytes at %d: %w", n, off, err)
+	}
+	return nil
 }
 
 func (f *File) punch(upper *backing, off, n int64) error {

@@ -1,11 +1,13 @@
 package overlayfuse_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -118,6 +120,139 @@ func TestFullDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// TestLittleSpace: a write, a copy-up of a small file and a flush that find space for a part of what they need leave nothing but what was
+// there and what was written: no zeros, also for who reads the files at the next mount.
+func TestLittleSpace(t *testing.T) {
+	for _, l := range []limited{
+		{"ext4", []string{"mkfs.ext4", "-q", "-m", "0"}, 24, "ENOSPC", fill, unfill},
+		{"ext4_1k", []string{"mkfs.ext4", "-q", "-m", "0", "-b", "1024"}, 24, "ENOSPC", fill, unfill},
+		{"xfs", []string{"mkfs.xfs", "-q"}, 300, "ENOSPC", fill, unfill},
+		{"btrfs", []string{"mkfs.btrfs", "-q", "--mixed"}, 64, "ENOSPC", fill, unfill},
+	} {
+		for _, kib := range []int{8, 24, 44} {
+			t.Run(fmt.Sprintf("%s/%d", l.name, kib), func(t *testing.T) { littleSpace(t, l, kib) })
+		}
+	}
+}
+
+// littleSpace leaves so many KiB.
+func littleSpace(t *testing.T, l limited, kib int) {
+	s, err := newPlainScript(t, "overlayfuse", fmt.Sprintf("little-%s-%d", l.name, kib))
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(words ...string) string {
+		t.Helper()
+		r, err := s.do("", words)
+		if err != nil || r.Bad != "" {
+			t.Fatalf("%v: %v %s", words, err, r.Bad)
+		}
+		return r.Out + r.Errno
+	}
+	small := filepath.Join(s.dir, "small")
+	mountSmall(t, small, l)
+	for _, d := range []string{"u", "w"} {
+		do("mkdir", "small/"+d)
+	}
+	content := func(name string, n int, letter string) {
+		do("put", "l1/"+name, "")
+		do("open", "a", "l1/"+name, "rw")
+		do("fill", "a", "0", fmt.Sprint(n), letter)
+		do("close", "a")
+	}
+	content("big", 4_000_000, "a")
+	content("little", 100_000, "a")
+	content("mode", 400_000, "a")
+	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
+	if err == nil {
+		err = s.mount(m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	do("open", "w", "m/big", "rw")
+	do("fill", "w", "1000000", "10", "b")
+	do("fsync", "w")
+	do("chmod", "m/mode", "600")
+	spare := filepath.Join(small, "spare")
+	if err := errors.Join(os.WriteFile(spare, make([]byte, kib<<10), 0o600), syncFile(spare)); err != nil {
+		t.Fatal(err)
+	}
+	l.exhaust(t, small)
+	if err := os.Remove(spare); err != nil {
+		t.Fatal(err)
+	}
+	syncTree(t, small)
+	for range 3 { // the first one finds the space
+		do("fill", "w", "2000000", "500000", "c")
+		do("fsync", "w")
+	}
+	do("append", "m/little", "bbbbbbbbbb")
+	do("close", "w")
+	names := map[string]*regexp.Regexp{
+		"big":    regexp.MustCompile(`^a1000000 b10 a\d+( [ac]\d+)*$`),
+		"little": regexp.MustCompile(`^a100000( b\d+)?$`),
+		"mode":   regexp.MustCompile(`^a400000$`),
+	}
+	look := func(when string) {
+		t.Helper()
+		for name, want := range names {
+			if got := do("runs", "m/"+name); !want.MatchString(got) {
+				t.Errorf("%s: %s is %s", when, name, got)
+			}
+		}
+	}
+	if ioMode() != "writeback" { // the page cache has what could not be written, until the kernel forgets it
+		look("at once")
+	}
+	if m, err = s.umount("m"); err != nil {
+		t.Fatal(err)
+	}
+	flush := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	if err := flush(); err == nil || !strings.Contains(err.Error(), "no space left") {
+		t.Errorf("a flush on the full disk: %v", err)
+	}
+	l.relieve(t, small)
+	if err := flush(); err != nil {
+		t.Error(err)
+	}
+	if err := s.mount(m); err != nil {
+		t.Fatal(err)
+	}
+	look("flushed")
+	if _, err := s.umount("m"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// syncTree is syncfs(2): what was removed is free.
+func syncTree(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err == nil {
+		err = errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
