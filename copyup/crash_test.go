@@ -4,7 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // What a crash leaves. A kill of the process leaves everything that was written. A power cut leaves what the file system
@@ -67,7 +72,7 @@ func (m *model) restart() {
 	m.target.opened = nil
 	m.readers, m.writers, m.last = 0, 0, Lower
 	m.target.stages, m.target.commits, m.target.aborts = 0, 0, 0
-	m.File = newFile(m.target, m.target.state(), m.scene.options(), m.kernel)
+	m.File = newFile(m.target, m.target.reopened(), m.scene.options(), m.kernel)
 }
 
 // cut is a power cut: the upper becomes what the disk may have, and the file must show versions since the last sync.
@@ -199,4 +204,124 @@ func at(p []byte, i int) byte {
 		return p[i]
 	}
 	return 0
+}
+
+// TestKillBeforeEachCall kills the process, for every operation, before each of its system calls and calls of the Target. Who opens the file
+// next sees what was there before the operation, or what is there after it; of an operation of two steps also what is there between
+// them. What was synced before counts as written, in the lower and in the upper.
+func TestKillBeforeEachCall(t *testing.T) {
+	dir := scratch(t)
+	for _, btrfs := range []bool{false, true} {
+		in := filepath.Join(dir, fmt.Sprint("btrfs-", btrfs))
+		if err := os.Mkdir(in, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		st := newStageIn(t, in, btrfs)
+		for _, op := range operations() {
+			for _, above := range []int64{0, DefaultPartialAbove} {
+				for _, partial := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%v/btrfs=%v/above=%d/partial=%v", op.name, btrfs, above, partial), func(t *testing.T) {
+						n := 1
+						for killNth(t, st, op, above, partial, n) {
+							n++
+						}
+						if n < 2 {
+							t.Error("it made no call")
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// killNth reports whether there was an n-th call. partial: the file has an upper with some data before the operation.
+func killNth(t *testing.T, st stage, op operation, above int64, partial bool, n int) bool {
+	t.Helper()
+	s := st.scene(t, byRange, false, above)
+	if partial {
+		p := pattern(2*testUnit, 55)
+		if _, err := s.WriteAt(p, testUnit, SyncAll); err != nil {
+			t.Fatal(err)
+		}
+		copy(s.was[testUnit:], p)
+	}
+	dir := filepath.Join(st.main, "killed")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	killed := newTargetIn(t, dir, s.target.lowerBytes)
+	killed.loose = st.btrfs
+	calls, found := 0, false
+	s.kernel.onCall = func(string) {
+		if calls++; calls != n {
+			return
+		}
+		found = true
+		killed.marks = s.target.marks // also where a call of the Target has them locked
+		if err := copyHoles(killed.path("upper"), s.target.path("upper")); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	err := op.do(s)
+	s.kernel.onCall = nil
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, _ := s.Opens(); all > 0 {
+		if err := s.Close(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !found {
+		return false
+	}
+	name := s.kernel.calls[len(s.kernel.calls)-calls+n-1]
+	after := newFile(killed, killed.reopened(), s.options(), &fakeKernel{way: byRange})
+	got, want := content(t, after), op.want(bytes.Clone(s.was))
+	steps := [][]byte{s.was, want}
+	switch op.name {
+	case "truncate down and up":
+		steps = append(steps, s.was[:1000], resized(6000)(s.was))
+	case "copy range to": // unit by unit, as write(2)
+		steps = append(steps, patched(want[2000:testUnit], 2000)(bytes.Clone(s.was)))
+	}
+	for _, step := range steps {
+		if bytes.Equal(got, step) {
+			return true
+		}
+	}
+	t.Errorf("killed before call %d (%s): %d bytes, neither the %d before nor the %d after; the first differences at %d and %d", n, name,
+		len(got), len(s.was), len(want), differsAt(got, s.was), differsAt(got, want))
+	return true
+}
+
+// copyHoles copies a file with its holes, which are of whole units.
+func copyHoles(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = in.Close() }()
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = out.Close() }()
+	err = out.Truncate(st.Size())
+	for pos := int64(0); err == nil; {
+		data, errSeek := unix.Seek(int(in.Fd()), pos, unix.SEEK_DATA)
+		if errors.Is(errSeek, unix.ENXIO) {
+			return nil
+		}
+		pos, err = unix.Seek(int(in.Fd()), data, unix.SEEK_HOLE)
+		if err = errors.Join(err, errSeek); err == nil {
+			_, err = io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, pos-data))
+		}
+	}
+	return err
 }

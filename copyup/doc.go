@@ -149,8 +149,8 @@
 //	  - btrfs does not keep 1 before 2 together: an fsync of another file or of a directory may log a new name with the inode's
 //	    xattrs, and with size 0 (found by contrib/powercut). Such an upper has its mark, as Options.LooseNames keeps every mark
 //	    until the file was synced itself, and is given its size back when it is looked up: a marked upper of size 0 over a
-//	    lower with data, and without a limit of 0, is never meant. A truncation to 0 of which only the size is on the disk
-//	    looks the same, and is undone.
+//	    lower with data is meant only if its limit is 0 too, or the mark says so, which a truncation to 0 has it say first
+//	    (Target.MeanEmpty). On the others a size of 0 is always meant.
 //	  - 4: a crash between size and limit leaves a size below the limit; min(size, limit) is what a reader of the upper takes. Nobody lets
 //	    the file grow before the limit is stored (limitDue), in the same journal, so before the larger size.
 //	  - 5 waits with fsync(2) for the data, and the removal of the mark is a later transaction: it cannot be on the disk without it. That

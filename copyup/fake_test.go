@@ -18,6 +18,7 @@ type fakeTarget struct {
 	fail       func(call string) error // nil or an error for this call
 	onStage    func()
 	dead       bool // Keep refuses
+	loose      bool // Options.LooseNames
 
 	mu       sync.Mutex
 	opened   []*os.File // everything handed out
@@ -37,6 +38,7 @@ type marks struct {
 	exists bool
 	data   byte // 0: complete, 'm': metacopy, 'p': partial
 	limit  int64
+	empty  bool // a size of 0 is meant
 }
 
 const noLimit = 1 << 62
@@ -116,6 +118,19 @@ func (ft *fakeTarget) state() State {
 		return UpperShared
 	}
 	return Upper
+}
+
+// reopened is state after a crash: an upper that may have lost its size gets it back.
+func (ft *fakeTarget) reopened() State {
+	ft.t.Helper()
+	m := ft.now()
+	size := min(m.limit, int64(len(ft.lowerBytes)))
+	if st, err := os.Stat(ft.path("upper")); err == nil && st.Size() == 0 && ft.loose && m.data != 0 && !m.empty && size > 0 {
+		if err := os.Truncate(ft.path("upper"), size); err != nil {
+			ft.t.Fatal(err)
+		}
+	}
+	return ft.state()
 }
 
 func (ft *fakeTarget) OpenLower() (*os.File, error) {
@@ -226,6 +241,19 @@ func (ft *fakeTarget) SetLimit(_ *os.File, limit int64) error {
 		ft.t.Errorf("SetLimit(%d) of %+v", limit, ft.marks)
 	}
 	ft.marks.limit = limit
+	return nil
+}
+
+func (ft *fakeTarget) MeanEmpty(*os.File) error {
+	if err := ft.call("MeanEmpty"); err != nil {
+		return err
+	}
+	ft.mu.Lock()
+	defer ft.mu.Unlock()
+	if ft.marks.data != 'p' || !ft.loose {
+		ft.t.Errorf("MeanEmpty of %+v", ft.marks)
+	}
+	ft.marks.empty = true
 	return nil
 }
 

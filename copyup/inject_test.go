@@ -86,7 +86,7 @@ func (st stage) scene(t *testing.T, w way, meta bool, above int64) *scene {
 	if meta {
 		s.target.metacopy()
 	}
-	s.target.fail = s.kernel.target
+	s.target.fail, s.target.loose = s.kernel.target, st.btrfs
 	s.opts = Options{Unit: st.unit, PartialAbove: above, Stats: s.stats, Log: logTo(t), LooseNames: st.btrfs, StaleTails: st.btrfs}
 	if w == byZeros {
 		s.opts.Unit, s.target.whole = 0, true
@@ -341,7 +341,7 @@ func failNth(t *testing.T, st stage, op operation, w way, meta bool, above int64
 // again compares what a new File, made from what is on the disk, reads: as after a kill.
 func (s *scene) again(t *testing.T, op operation) {
 	t.Helper()
-	fresh := newFile(s.target, s.target.state(), s.options(), s.kernel)
+	fresh := newFile(s.target, s.target.reopened(), s.options(), s.kernel)
 	if got, want := content(t, fresh), content(t, s.File); !bytes.Equal(got, want) {
 		t.Fatalf("%v: a restart shows another content (state %v, then %v)", op.name, s.State(), fresh.State())
 	}

@@ -86,6 +86,11 @@ func (f *File) truncateShared(size int64) error {
 		if err := f.storeLimit(b); err != nil {
 			return err
 		}
+		if size == 0 && f.opts.LooseNames {
+			if err := f.target.MeanEmpty(b.file); err != nil {
+				return fmt.Errorf("copyup: mean size 0: %w", err)
+			}
+		}
 		err := f.ftruncate(b, size)
 		if err != nil { // perhaps it was half done
 			st, errStat := f.stat(b.fd)

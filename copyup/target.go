@@ -36,6 +36,9 @@ type Target interface {
 	// SetLimit stores a smaller lower limit with the partial upper.
 	// Crash: the old limit or the new one.
 	SetLimit(upper *os.File, limit int64) error
+	// MeanEmpty notes with the partial upper that a size of 0 is meant, and not one that was lost. Called before a truncation to 0 if
+	// Options.LooseNames.
+	MeanEmpty(upper *os.File) error
 	// Quietly runs fn, which copies data into the partial upper that the file shows already: its times and its capability
 	// are afterwards what they were, and nobody changes them meanwhile. lasting: also if the process is killed before the end.
 	// Errors: those of fn; those of putting things back.
@@ -80,8 +83,8 @@ type Options struct {
 	// PartialAbove is the size in bytes up to which the whole file is copied at the first write fault.
 	PartialAbove int64
 	// LooseNames: a crash may leave a new upper's name and marks without its size and its extents, because an fsync of another
-	// file wrote them (btrfs; assumed of file systems that are not known). No file is then made plain before it was synced itself; who makes the Target gives an upper
-	// that is marked and has lost its size the lower's again.
+	// file wrote them (btrfs; assumed of file systems that are not known). No file is then made plain before it was synced itself; who makes
+	// the Target gives an upper that is marked and has lost its size the lower's again, unless MeanEmpty says that 0 is meant.
 	LooseNames bool
 	// StaleTails: the file system leaves on the disk what a truncation cuts off within the last block, and shows it again after a
 	// crash, if the file had grown since (btrfs, of plain files too). It is overwritten then.

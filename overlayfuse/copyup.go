@@ -141,8 +141,11 @@ func (fs *FS) copyUpLocked(in *inode, a alias, data upperData) (made int, err er
 // made is one of the name that it got later only where this holds: btrfs logs the directories above the descriptor's dentry, which is in
 // the workdir still, and the new name's may be lost with all that was synced in them (fs/btrfs/tree-log.c:log_new_ancestors_fast(),
 // Linux 6.18; found by contrib/powercut).
-func (fs *FS) keepsOrder() bool {
-	switch fs.layers.upper.fsType {
+func (fs *FS) keepsOrder() bool { return keepsOrder(fs.layers.upper.fsType) }
+
+// keepsOrder is FS.keepsOrder of an f_type of statfs(2).
+func keepsOrder(fsType int64) bool {
+	switch fsType {
 	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
 		return true
 	}

@@ -95,7 +95,8 @@
 // next mount. The count of names of an indexed file (index.go) may be too large after a crash, never too small. On btrfs, a whiteout of
 // a renamed file may be lost although the file was synced under its new name, as with the kernel's overlayfs: both names then show. What
 // else btrfs's log of single inodes could lose is synced on purpose (logged.go): a moved lower object whose old name another one took,
-// and what was synced in a directory that a commit found in work/work. The kernel's overlayfs loses both (contrib/powercut).
+// and what was synced in a directory that a commit found in work/work. The kernel's overlayfs loses both (contrib/powercut). And an upper
+// that btrfs left without a size gets the lower's back, with its data; the kernel's overlayfs shows an empty file.
 //
 // # Deviations from the kernel's overlayfs
 //
@@ -125,7 +126,6 @@
 //	| differs_locks_of_an_open_program             | they exclude those of later descriptors   | not if it was open when it was first written  |
 //	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
-//	| differs_upper_that_lost_its_size             | size 0                                    | the lower's size and data (a crash on btrfs)  |
 //	| differs_completion_that_was_killed           | EIO: it has no partial files              | its times are put back at the next mount      |
 //	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
 //	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |

@@ -39,7 +39,7 @@ func (c *checker) checkFile(f *checkedFile) {
 	case len(v) == 0 || len(v) >= metacopyMin:
 		c.report.Metacopies++
 		c.checkMetacopy(f)
-	case string(v) == partialValue:
+	case isPartial([]byte(v)):
 		c.report.Partials++
 		c.checkPartial(f)
 	default:
@@ -137,7 +137,8 @@ func (c *checker) checkPartial(f *checkedFile) {
 		c.foundAt(f.names[0], SeverityError, "data of a partial file at %d to %d, not aligned to %d: %v", own.off, own.end, c.unit, unix.EIO)
 		return
 	}
-	lost := f.st.Size == 0 && stored > 0 && (!f.lower.known || len(f.lower.lacking) > 0) // perhaps its size, in a crash
+	// Perhaps its size, in a crash.
+	lost := c.mayLoseSize(f) && stored > 0 && (!f.lower.known || len(f.lower.lacking) > 0)
 	complete := own.missing == 0 && !lost
 	for _, n := range f.lower.lacking {
 		if !complete {
@@ -159,7 +160,7 @@ func (c *checker) checkPartial(f *checkedFile) {
 // Preconditions: findLower. Of a metacopy file no limit counts.
 // Compare: FS.readUpperData.
 func (c *checker) lostSize(f *checkedFile, stored int64) bool {
-	if f.st.Size > 0 || !f.lower.known || len(f.lower.lacking) > 0 {
+	if !c.mayLoseSize(f) || !f.lower.known || len(f.lower.lacking) > 0 {
 		return false
 	}
 	size := min(stored, f.lower.size)
@@ -169,6 +170,11 @@ func (c *checker) lostSize(f *checkedFile, stored int64) bool {
 	problem := fmt.Sprintf("size 0, lost in a crash: it has %d bytes in the lower", size)
 	c.fixFile(f, f.names[0], SeverityNote, problem, func() error { return giveSize(f.fd, size) })
 	return true
+}
+
+// mayLoseSize tells that a file of size 0 may have had one. Compare: FS.readUpperData.
+func (c *checker) mayLoseSize(f *checkedFile) bool {
+	return f.st.Size == 0 && string(f.marks[metacopyMark]) != emptiedValue && !keepsOrder(c.layers.upper.fsType)
 }
 
 // findLower fills f.lower in. False: what the marks and layers say makes no sense, which is reported.

@@ -150,6 +150,7 @@ var fsckCases = map[string]struct {
 	}, []wanted{{"u/gone", "without lower data, but none is missing", SeverityError, true}}},
 
 	"size 0: lost in a crash": {func(r *fsckRig) {
+		r.btrfs()
 		r.file("u/f", 0)
 		r.mark("u/f", "metacopy", "p")
 		r.file("u/d/f", 0)
@@ -161,7 +162,20 @@ var fsckCases = map[string]struct {
 	}, []wanted{{"u/cut", "it has 5 bytes in the lower", SeverityNote, true},
 		{"u/f", "it has 12288 bytes in the lower", SeverityNote, true},
 		{"u/d/f", "it has 4096 bytes in the lower", SeverityNote, true}}},
+	"size 0: not lost where the order is kept": {func(r *fsckRig) {
+		r.ext4()
+		r.file("u/f", 0)
+		r.mark("u/f", "metacopy", "p")
+		r.file("u/d/f", 0)
+		r.mark("u/d/f", "metacopy", "")
+	}, []wanted{{"u/f", "marked partial, but complete", SeverityNote, true}}},
+	"size 0: a truncation": {func(r *fsckRig) {
+		r.btrfs()
+		r.file("u/f", 0)
+		r.mark("u/f", "metacopy", "p0")
+	}, []wanted{{"u/f", "marked partial, but complete", SeverityNote, true}}},
 	"size 0: a limit that is left over does not count": {func(r *fsckRig) {
+		r.btrfs()
 		for name, limit := range map[string]uint64{"a": 0, "b": 7} {
 			r.file("u/"+name, 0)
 			r.mark("u/"+name, "metacopy", "")
@@ -179,6 +193,7 @@ var fsckCases = map[string]struct {
 		r.mark("u/f", "limit", limitValue(0))
 	}, []wanted{{"u/empty", "but complete", SeverityNote, true}, {"u/f", "but complete", SeverityNote, true}}},
 	"size 0: no lower": {func(r *fsckRig) {
+		r.btrfs()
 		r.file("u/gone", 0)
 		r.mark("u/gone", "metacopy", "p")
 		r.file("u/gone2", 0)
@@ -250,8 +265,7 @@ func TestCheckFindsWhatIsWrongAndRepairsWhatCanBe(t *testing.T) {
 	for name, c := range fsckCases {
 		t.Run(name, func(t *testing.T) {
 			r := newFsckRig(t)
-			r.file("l/f", 3*block, 0, 1, 2)
-			r.file("l/d/f", block, 0)
+			r.lowers()
 			c.make(r)
 			r.cycle(c.want)
 		})
@@ -282,7 +296,7 @@ func TestRepairKeepsAttributes(t *testing.T) {
 
 func repairKeepsAttributes(t *testing.T, size int64) {
 	r := newFsckRig(t)
-	r.file("l/f", 3*block, 0, 1, 2)
+	r.btrfs()
 	if size > 0 {
 		r.file("u/f", size, 1)
 	} else {

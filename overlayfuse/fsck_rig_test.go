@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,6 +33,40 @@ const (
 func newFsckRig(t *testing.T) *fsckRig {
 	dir := tree(t, "l", "u", "w")
 	return &fsckRig{t: t, dir: dir, cfg: writableConfig(dir)}
+}
+
+// btrfs puts l, u and w on a file system where a crash may lose a size.
+func (r *fsckRig) btrfs() { r.t.Helper(); r.on("mkfs.btrfs", "-q", "--mixed") }
+
+// ext4 puts them on one where it does not.
+func (r *fsckRig) ext4() { r.t.Helper(); r.on("mkfs.ext4", "-q") }
+
+// on puts them on a new file system.
+func (r *fsckRig) on(mkfs ...string) {
+	r.t.Helper()
+	image := filepath.Join(r.t.TempDir(), "disk.img")
+	r.must(os.WriteFile(image, nil, 0o600))
+	r.must(os.Truncate(image, 64<<20))
+	for _, words := range [][]string{append(mkfs, image), {"mount", "-o", "loop", image, r.dir}} {
+		cmd := exec.Command(words[0], words[1:]...)
+		cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			r.t.Fatalf("%v: %v\n%s", words, err, out)
+		}
+	}
+	r.t.Cleanup(func() {
+		if err := unix.Unmount(r.dir, unix.MNT_DETACH); err != nil {
+			r.t.Errorf("unmount %s: %v", r.dir, err)
+		}
+	})
+	r.mkdir("l", "u", "w")
+	r.lowers()
+}
+
+func (r *fsckRig) lowers() {
+	r.t.Helper()
+	r.file("l/f", 3*block, 0, 1, 2)
+	r.file("l/d/f", block, 0)
 }
 
 func (r *fsckRig) must(err error) {

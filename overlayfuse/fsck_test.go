@@ -25,11 +25,31 @@ type upperUnderTest struct {
 
 func newUpperUnderTest(t *testing.T) *upperUnderTest {
 	u := &upperUnderTest{t, testDir(t, "fsck")}
+	u.build()
+	return u
+}
+
+func (u *upperUnderTest) build() {
+	u.t.Helper()
 	for _, d := range []string{"l", "u", "w", "w/work", "w/index"} {
 		u.must(os.Mkdir(u.path(d), 0o755))
 	}
 	u.must(os.WriteFile(u.path("l/f"), bytes.Repeat([]byte("low."), 5000), 0o644))
-	return u
+}
+
+// onBtrfs puts all of it on a new btrfs, where a crash may lose a size.
+func (u *upperUnderTest) onBtrfs() {
+	u.t.Helper()
+	u.dir = filepath.Join(u.dir, "btrfs")
+	mountSmall(u.t, u.dir, limited{mkfs: []string{"mkfs.btrfs", "-q", "--mixed"}, mib: 64})
+	u.build()
+}
+
+// lostSize makes f a file whose data is in the lower, and that has lost its size.
+func (u *upperUnderTest) lostSize(mark string) {
+	u.t.Helper()
+	u.onBtrfs()
+	u.file("f", 0, map[string]string{"metacopy": mark})
 }
 
 func (u *upperUnderTest) must(err error) {
@@ -113,8 +133,8 @@ func TestCheckFindsAndRepairs(t *testing.T) {
 			overlayfuse.SeverityNote, true},
 		"limit of a metacopy file": {func(u *upperUnderTest) { u.file("f", 20000, map[string]string{"metacopy": "", "limit": limitValue(7)}) }, "left over",
 			overlayfuse.SeverityError, true},
-		"lost size":          {func(u *upperUnderTest) { u.file("f", 0, map[string]string{"metacopy": "p"}) }, "size 0", overlayfuse.SeverityNote, true},
-		"lost size, no data": {func(u *upperUnderTest) { u.file("f", 0, map[string]string{"metacopy": ""}) }, "size 0", overlayfuse.SeverityNote, true},
+		"lost size":          {func(u *upperUnderTest) { u.lostSize("p") }, "size 0", overlayfuse.SeverityNote, true},
+		"lost size, no data": {func(u *upperUnderTest) { u.lostSize("") }, "size 0", overlayfuse.SeverityNote, true},
 		"unfinished object":  {func(u *upperUnderTest) { u.must(os.WriteFile(u.path("w/work/#1"), nil, 0o600)) }, "unfinished", overlayfuse.SeverityNote, true},
 		"opaque": {func(u *upperUnderTest) {
 			u.must(os.Mkdir(u.path("u/d"), 0o755))
@@ -175,7 +195,7 @@ func TestRepairKeepsWhatIsShown(t *testing.T) {
 		t.Errorf("still marked: %v", err)
 	}
 	u = newUpperUnderTest(t)
-	u.file("f", 0, map[string]string{"metacopy": "p"})
+	u.lostSize("p")
 	u.check(true)
 	u.must(os.Mkdir(u.path("m"), 0o755))
 	server := exec.Command(serverBinary(), "-f", "-o", "lowerdir="+u.path("l")+",upperdir="+u.path("u")+",workdir="+u.path("w"), u.path("m"))

@@ -324,7 +324,8 @@ func (fs *FS) sameNameOrigin(p *inode, name string, mark []byte, typ uint32) (un
 // joinData finds the lower data of a metacopy file.
 func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.Stat_t) (err error) {
 	up := in.raise()
-	if up.data, up.limit, err = readData(o, fs.prefix, st.Size); err != nil || up.data == dataHere {
+	marks, err := readData(o, fs.prefix, st.Size)
+	if up.data, up.limit = marks.data, marks.limit; err != nil || up.data == dataHere {
 		return err
 	}
 	redirect, err := readRedirect(o, fs.prefix)
@@ -385,28 +386,53 @@ func getSize(path string) (int64, error) {
 	return st.Size, nil
 }
 
-// readUpperData is readData for a file of the upper whose lower is known. One that has its marks and has lost its size in a crash gets
-// it back: see "Crash" of package copyup, btrfs.
+// readUpperData is readData for a file of the upper whose lower is known. What a crash or a kill left undone is done.
 func (fs *FS) readUpperData(lower *entry, o objectAt, st *unix.Stat_t) (upperData, int64, error) {
-	data, limit, err := readData(o, fs.prefix, math.MaxInt64)
-	if err == nil && data == dataPartial {
+	marks, err := readData(o, fs.prefix, math.MaxInt64)
+	if err == nil && marks.data == dataPartial {
 		err = fs.endQuiet(o, st)
 	}
-	if err != nil || data == dataHere || st.Size > 0 {
-		return data, min(limit, st.Size), err
+	limit := min(marks.limit, st.Size)
+	switch {
+	case err != nil || marks.data == dataHere || fs.readOnly():
+	case st.Size > 0 && marks.emptied:
+		err = fs.unmeanEmpty(o, st)
+	case st.Size == 0 && !marks.emptied && fs.engine.LooseNames:
+		limit, err = fs.mendSize(lower, o, st, marks.limit)
 	}
-	size := min(limit, lower.st.Size)
-	if size == 0 || fs.readOnly() {
-		return data, 0, nil
+	return marks.data, limit, err
+}
+
+// unmeanEmpty takes back what a truncation to 0 said that was killed before it began.
+func (fs *FS) unmeanEmpty(o objectAt, st *unix.Stat_t) error {
+	fs.mending.Lock()
+	defer fs.mending.Unlock()
+	if fs.tab.hasUpper(keyOf(st)) { // it is about to begin
+		return nil
+	}
+	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return fmt.Errorf("open: %w", err)
+	}
+	defer closeFD(fd)
+	return fs.setMark(fd, metacopyMark, []byte(partialValue))
+}
+
+// mendSize gives a file that has its marks and has lost its size in a crash the lower's again, up to the limit stored, and gives the limit
+// that counts: see "Crash" of package copyup, btrfs.
+func (fs *FS) mendSize(lower *entry, o objectAt, st *unix.Stat_t, stored int64) (int64, error) {
+	size := min(stored, lower.st.Size)
+	if size == 0 {
+		return 0, nil
 	}
 	fs.mending.Lock()
 	defer fs.mending.Unlock()
 	// One that is in use is being truncated: its marks follow its size.
 	if fs.tab.hasUpper(keyOf(st)) {
-		return data, 0, nil
+		return 0, nil
 	}
 	if now, err := getSize(o.path()); err != nil || now > 0 { // another name of it was looked up meanwhile
-		return data, min(limit, now), err
+		return min(stored, now), err
 	}
 	fs.log.WithFields(logrus.Fields{"path": lower.path(), "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
@@ -415,7 +441,7 @@ func (fs *FS) readUpperData(lower *entry, o objectAt, st *unix.Stat_t) (upperDat
 		closeFD(fd)
 	}
 	if err != nil {
-		return data, 0, fmt.Errorf("give size %d back: %w", size, err)
+		return 0, fmt.Errorf("give size %d back: %w", size, err)
 	}
-	return data, size, nil
+	return size, nil
 }

@@ -78,11 +78,15 @@ func checkRedirect(s string) error {
 //	overlay.metacopy   "p"              partial: what is no hole is data. The kernel's overlayfs refuses the file with EIO, as it does
 //	                                    any value of one to three bytes, so it never takes it for a metacopy file
 //	                                    (fs/overlayfs/namei.c:ovl_check_metacopy_xattr(), Linux 6.18)
+//	overlay.metacopy   "p0"             partial, and where a crash may lose a size (copyup.Options.LooseNames), a size of 0 is meant
 //	overlay.limit      8 bytes          little endian: bytes of the lower that still show. Left out while all do that the
 //	                                    sizes of upper and lower let show. Ours alone
 //	overlay.redirect   absolute path    where the lower is, if not under the file's own name. As the kernel has it
 //	overlay.was        times, caps      what a completion that was killed has changed of a partial file (target.go). Ours alone
-const partialValue = "p"
+const (
+	partialValue = "p"
+	emptiedValue = "p0"
+)
 
 const (
 	metacopyMark = "metacopy"
@@ -90,33 +94,46 @@ const (
 	wasMark      = "was"
 )
 
-// readData reads what the marks of a regular file say of its data, and the lower limit that is stored with it, or
-// most if there is none.
+// dataMarks is what the marks of a regular file say of its data.
+type dataMarks struct {
+	data    upperData
+	limit   int64 // bytes of the lower that show; what readData was told if nothing is stored
+	emptied bool  // a size of 0 is meant
+}
+
+// readData reads the marks of a regular file; most is the limit if there is none.
 //
 // Errors: EUCLEAN for a value that nobody writes.
-func readData(o objectAt, prefix string, most int64) (upperData, int64, error) {
+func readData(o objectAt, prefix string, most int64) (dataMarks, error) {
+	m := dataMarks{data: dataHere, limit: most}
 	v, err := getXattr(o, prefix+metacopyMark)
 	switch {
 	case noXattr(err):
-		return dataHere, most, nil
+		return m, nil
 	case err != nil:
-		return dataHere, 0, fmt.Errorf("read metacopy: %w", err)
+		return m, fmt.Errorf("read metacopy: %w", err)
 	case len(v) == 0 || len(v) >= 4: // with the digest of the data (fs-verity), which is not checked here
-		return dataBelow, most, nil
-	case string(v) != partialValue:
-		return dataHere, 0, fmt.Errorf("metacopy %q: %w", v, unix.EUCLEAN)
+		m.data = dataBelow
+		return m, nil
+	case !isPartial(v):
+		return m, fmt.Errorf("metacopy %q: %w", v, unix.EUCLEAN)
 	}
+	m.data, m.emptied = dataPartial, string(v) == emptiedValue
 	v, err = getXattr(o, prefix+limitMark)
 	switch {
 	case noXattr(err):
-		return dataPartial, most, nil
+		return m, nil
 	case err != nil:
-		return dataHere, 0, fmt.Errorf("read lower limit: %w", err)
+		return m, fmt.Errorf("read lower limit: %w", err)
 	case len(v) != 8 || binary.LittleEndian.Uint64(v) > math.MaxInt64:
-		return dataHere, 0, fmt.Errorf("lower limit %x: %w", v, unix.EUCLEAN)
+		return m, fmt.Errorf("lower limit %x: %w", v, unix.EUCLEAN)
 	}
-	return dataPartial, min(most, int64(binary.LittleEndian.Uint64(v))), nil
+	m.limit = min(most, int64(binary.LittleEndian.Uint64(v)))
+	return m, nil
 }
+
+// isPartial tells the values of overlay.metacopy that say partial.
+func isPartial(v []byte) bool { return string(v) == partialValue || string(v) == emptiedValue }
 
 func hasXattr(o objectAt, attr string) (bool, error) {
 	_, err := o.read(attr, nil)

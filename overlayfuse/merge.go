@@ -163,13 +163,13 @@ func (c *chain) afterFile(s *search, parent int, here ref, st *unix.Stat_t) erro
 		return nil
 	}
 	o := objectAt{parent, s.name}
-	data, _, err := readData(o, c.prefix, 0)
+	marks, err := readData(o, c.prefix, 0)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s: %w", c.where(here), err)
-	case data == dataPartial:
+	case marks.data == dataPartial:
 		return fmt.Errorf("%s: partial file in a lower layer, which was never completed (flushed): %w", c.where(here), unix.EIO)
-	case data == dataHere:
+	case marks.data == dataHere:
 		s.opaque = true
 		return nil
 	}

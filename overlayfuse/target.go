@@ -210,6 +210,11 @@ func (fs *FS) setLimit(fd int, limit int64) error {
 	return fs.setMark(fd, limitMark, binary.LittleEndian.AppendUint64(nil, uint64(limit)))
 }
 
+// MeanEmpty notes that a size of 0 is meant.
+func (t *target) MeanEmpty(upper *os.File) error {
+	return t.in.fs.setMark(int(upper.Fd()), metacopyMark, []byte(emptiedValue))
+}
+
 // Quietly copies data while nobody changes attributes.
 func (t *target) Quietly(upper *os.File, lasting bool, fn func() error) error {
 	t.in.copy.Lock()
