@@ -46,10 +46,11 @@ func (f *File) complete(ctx context.Context, pace func(context.Context, int) err
 		if err := f.populatePaced(ctx, wholeSpan(), true, pace); err != nil {
 			return err
 		}
+		full := f.fullMap()
 		if err := f.syncShared(); err != nil {
 			return err
 		}
-		if err := f.becomeUpper(); err != nil {
+		if err := f.becomeUpper(full); err != nil {
 			return err
 		}
 	}
@@ -169,15 +170,16 @@ func (f *File) copyMissing(ctx context.Context, upper *backing, s span) error {
 	return nil
 }
 
-// becomeUpper takes the marks of a partial file away if the upper has all of it, unless a sync has failed and is to be dealt with.
-// Preconditions: a sync ended after the last missing unit arrived, or volatile.
-func (f *File) becomeUpper() error {
+// becomeUpper takes the marks of a partial file away if full is still its map: a failed sync has another one read, whose units may not be
+// synced when it is full again.
+// Preconditions: full was fullMap's before a sync that succeeded, or volatile, or nothing of the lower shows.
+func (f *File) becomeUpper(full *extents) error {
 	release, ok, err := f.reserveSpan(wholeSpan())
 	if err != nil || !ok {
 		return err
 	}
 	defer release()
-	if !f.isFull() || f.inDoubt() != nil {
+	if full == nil || f.fullMap() != full || f.inDoubt() != nil {
 		return nil
 	}
 	if err := f.withUpper(func(b *backing) error { return f.target.Complete(b.file) }); err != nil {
@@ -196,11 +198,14 @@ func (f *File) becomeUpper() error {
 	return err
 }
 
-// isFull reports whether a partial file, whose map is loaded, has everything in the upper.
-func (f *File) isFull() bool {
+// fullMap is the map of a partial file that has everything in the upper, and nil of any other.
+func (f *File) fullMap() *extents {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.state == UpperShared && f.ext != nil && f.ext.full()
+	if f.state == UpperShared && f.ext != nil && f.ext.full() {
+		return f.ext
+	}
+	return nil
 }
 
 // plain makes the state Upper, and gives the lower's backing to close, if any.
@@ -315,6 +320,6 @@ func (f *File) copyBuffered(src int, srcOff int64, dst int, dstOff, n int64) (in
 	if r == 0 {
 		return 0, nil
 	}
-	w, err := f.pwriteFull(dst, [][]byte{buf[:r]}, dstOff, 0)
+	w, err := f.pwriteFull(dst, [][]byte{buf[:r]}, dstOff)
 	return int64(w), err
 }

@@ -130,12 +130,8 @@ func (k *fakeKernel) pread(fd int, p []byte, off int64) (int, error) {
 	return k.linux.pread(fd, p[:halve(len(p), short)], off)
 }
 
-func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, error) {
-	name := "pwrite"
-	if flags != 0 {
-		name = fmt.Sprintf("pwrite flags %d", flags)
-	}
-	short, err := k.enter(name)
+func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64) (int, error) {
+	short, err := k.enter("pwrite")
 	if err != nil {
 		total := 0
 		for _, b := range bufs {
@@ -147,11 +143,7 @@ func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, e
 		p := slices.Concat(bufs...)
 		bufs = [][]byte{p[:halve(len(p), true)]}
 	}
-	n, err := k.linux.pwrite(fd, bufs, off, 0)
-	if err == nil && flags != 0 {
-		k.durable(fd)
-	}
-	return n, err
+	return k.linux.pwrite(fd, bufs, off)
 }
 
 // leaveZeros does what ext4 does to a large folio for whose last blocks there is no space: those before are zeros, and were holes.
@@ -244,7 +236,7 @@ func (k *fakeKernel) cloneRange(dst, src int, length int64) error {
 		if n, err := k.linux.pread(src, buf, 0); err != nil || int64(n) != length {
 			return errors.Join(err, fmt.Errorf("clone read %d of %d bytes", n, length))
 		}
-		_, err = k.linux.pwrite(dst, [][]byte{buf}, 0, 0)
+		_, err = k.linux.pwrite(dst, [][]byte{buf}, 0)
 	}
 	if err == nil && k.onClone != nil {
 		k.onClone()

@@ -64,6 +64,8 @@ type File struct {
 	// +checklocks:mu
 	failures uint64 // failed syncs
 	// +checklocks:mu
+	heard uint64 // of these, how many there were when a user was told last
+	// +checklocks:mu
 	told uint64 // of these, how many Sync knows of
 	// +checklocks:mu
 	poison error // what every operation answers from now on; wraps EIO

@@ -12,7 +12,7 @@ type kernel interface {
 	fstat(fd int, st *unix.Stat_t) error
 	statusFlags(fd int) (int, error) // fcntl(F_GETFL)
 	pread(fd int, p []byte, off int64) (int, error)
-	pwrite(fd int, bufs [][]byte, off int64, flags int) (int, error) // the buffers one after the other
+	pwrite(fd int, bufs [][]byte, off int64) (int, error) // the buffers one after the other
 	ftruncate(fd int, size int64) error
 	fallocate(fd int, mode uint32, off, length int64) error
 	lseek(fd int, off int64, whence int) (int64, error)
@@ -37,11 +37,11 @@ func (linux) statusFlags(fd int) (int, error) { return unix.FcntlInt(uintptr(fd)
 
 func (linux) pread(fd int, p []byte, off int64) (int, error) { return unix.Pread(fd, p, off) }
 
-func (linux) pwrite(fd int, bufs [][]byte, off int64, flags int) (int, error) {
-	if flags == 0 && len(bufs) == 1 {
+func (linux) pwrite(fd int, bufs [][]byte, off int64) (int, error) {
+	if len(bufs) == 1 {
 		return unix.Pwrite(fd, bufs[0], off)
 	}
-	return unix.Pwritev2(fd, bufs, off, flags)
+	return unix.Pwritev(fd, bufs, off)
 }
 
 func (linux) ftruncate(fd int, size int64) error { return unix.Ftruncate(fd, size) }

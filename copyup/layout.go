@@ -110,7 +110,7 @@ func (f *File) truncateShared(size int64) error {
 	if err != nil || !gone {
 		return err
 	}
-	return f.becomeUpper()
+	return f.becomeUpper(f.fullMap())
 }
 
 // cutUnit gives the unit that has to be in the upper before its size changes to size, or grows to it: the one that the size

@@ -32,7 +32,7 @@ func probeUnit(fd int, sys kernel) (int64, error) {
 	}
 	at := int64(size/2) + 3*unit
 	one := make([]byte, unit)
-	if _, err := retry(func() (int, error) { return sys.pwrite(fd, [][]byte{one}, at, 0) }); err != nil {
+	if _, err := retry(func() (int, error) { return sys.pwrite(fd, [][]byte{one}, at) }); err != nil {
 		return 0, fmt.Errorf("copyup: probe: %w", err)
 	}
 	seek := func(off int64, whence int) (int64, error) {

@@ -1,11 +1,6 @@
 package copyup
 
-import (
-	"errors"
-	"fmt"
-
-	"golang.org/x/sys/unix"
-)
+import "fmt"
 
 // Sync is SyncFor for who keeps no count: a failure in the background is told once to all of these together.
 func (f *File) Sync(dataOnly bool) error { return f.SyncFor(dataOnly, &f.told) }
@@ -15,7 +10,8 @@ func (f *File) Sync(dataOnly bool) error { return f.SyncFor(dataOnly, &f.told) }
 // upper by then becomes plain.
 //
 // seen is the caller's: what Failures gave when it opened the file. A sync or writeback that has failed since, for whomever, is told as
-// well, once: as a plain file tells each descriptor.
+// well, once: as a plain file tells each descriptor. So is one before that of which nobody was told
+// (Documentation/core-api/errseq.rst).
 //
 // Errors: those of fsync(2); what they say about lost data holds here too.
 func (f *File) SyncFor(dataOnly bool, seen *uint64) error {
@@ -27,40 +23,53 @@ func (f *File) SyncFor(dataOnly bool, seen *uint64) error {
 	if f.opts.Volatile || s.onLower() {
 		return nil
 	}
-	full := f.isFull()
+	full := f.fullMap()
 	err := f.syncUpper(dataOnly && f.isNamed())
 	if err != nil {
 		err = f.distrust(err)
 	}
-	if missed := f.missed(seen); err == nil {
+	missed, first := f.missed(seen)
+	if first && f.opts.Lost != nil {
+		f.opts.Lost(f.target, nil)
+	}
+	if err == nil {
 		err = missed
 	}
-	if err != nil || !full {
+	if err != nil || full == nil {
 		return err
 	}
 	// That it stays partial is no failure of a sync.
-	if err := f.becomeUpper(); err != nil {
+	if err := f.becomeUpper(full); err != nil {
 		f.logf("copyup: stays partial: %v", err)
 	}
 	return nil
 }
 
-// Failures counts the syncs and writebacks of the file that have failed.
+// Failures counts the syncs and writebacks of the file that have failed and of which somebody was told: what a new user need not hear of.
 func (f *File) Failures() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.failures
+	return f.heard
 }
 
-// missed gives the last failure if it is not among those seen, and counts all as seen.
-func (f *File) missed(seen *uint64) error {
+// missed gives the last failure if it is not among those seen, and counts all as seen. first: nobody was told of it before.
+func (f *File) missed(seen *uint64) (_ error, first bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if *seen == f.failures {
-		return nil
+		return nil, false
 	}
-	*seen = f.failures
-	return f.failure
+	first = f.heard != f.failures
+	*seen, f.heard = f.failures, f.failures
+	return f.failure, first
+}
+
+// lost tells the overlay of a failure that nobody asked for.
+func (f *File) lost(err error) error {
+	if f.opts.Lost != nil {
+		f.opts.Lost(f.target, err)
+	}
+	return err
 }
 
 // syncShared makes a partial upper durable for the sake of its marks. Nobody asked for it: its error is kept for who does.
@@ -70,7 +79,7 @@ func (f *File) syncShared() error {
 	}
 	err := f.syncUpper(false)
 	if err != nil {
-		err = f.distrust(err)
+		err = f.lost(f.distrust(err))
 	}
 	return err
 }
@@ -82,7 +91,7 @@ func (f *File) checkWriteback(s span) bool { return f.writeback(f.sys.awaitWrite
 func (f *File) writeback(call func(fd int, off, length int64) error, s span) bool {
 	err := f.toDisk(func(fd int) error { return call(fd, s.off, s.end-s.off) })
 	if err != nil {
-		f.logf("copyup: writeback: %v", f.distrust(err))
+		f.logf("copyup: writeback: %v", f.lost(f.distrust(err)))
 	}
 	return err == nil
 }
@@ -102,17 +111,6 @@ func (f *File) toDisk(call func(fd int) error) error {
 	f.doubt, f.failure = err, err
 	f.failures++
 	return err
-}
-
-// failedWrite notes that a write that was to be synced has failed: the kernel may have told it of a writeback, and tells nobody else.
-func (f *File) failedWrite(err error) {
-	if !errors.Is(err, unix.EIO) {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.failure = err
-	f.failures++
 }
 
 // inDoubt gives the failure of a sync after which the map was not read again yet.

@@ -130,6 +130,99 @@ func TestEachUserHearsOfAFailedSync(t *testing.T) {
 	}
 }
 
+// TestAFailureThatNobodyHeardOf: of a writeback that failed while nobody synced, who opens the file next hears, and who opens it after that
+// no more; the overlay is told of both.
+func TestAFailureThatNobodyHeardOf(t *testing.T) {
+	s := opened(t)
+	var told []error
+	s.File.opts.Lost = func(of Target, err error) {
+		if of != s.target {
+			t.Errorf("of %v", of)
+		}
+		told = append(told, err)
+	}
+	s.kernel.arm(1, eio)
+	if s.checkWriteback(span{0, testUnit}) || !s.kernel.hasFired() {
+		t.Fatal("the writeback did not fail")
+	}
+	s.kernel.arm(0, injection{})
+	if len(told) != 1 || !errors.Is(told[0], unix.EIO) {
+		t.Errorf("the overlay was told %v", told)
+	}
+	next := s.Failures()
+	if err := s.SyncFor(false, &next); !errors.Is(err, unix.EIO) {
+		t.Errorf("the next one: %v, want %v", err, unix.EIO)
+	}
+	if len(told) != 2 || told[1] != nil {
+		t.Errorf("then it was told %v", told)
+	}
+	later := s.Failures()
+	for _, seen := range []*uint64{&next, &later} {
+		if err := s.SyncFor(false, seen); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestAWriteThatSyncsHidesNoFailure: the sync of a write tells of what others wrote and was lost, and they hear of it as well.
+func TestAWriteThatSyncsHidesNoFailure(t *testing.T) {
+	for _, state := range []State{UpperShared, Upper} {
+		s := opened(t)
+		if state == Upper {
+			if err := s.Complete(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other := s.Failures()
+		s.kernel.onCall = func(name string) {
+			if name == "fsync" || name == "fdatasync" {
+				s.kernel.onCall = nil
+				s.kernel.arm(1, injection{"ENOSPC", unix.ENOSPC})
+			}
+		}
+		if n, err := s.WriteAt([]byte{1}, 0, SyncAll); n != 0 || !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%v: wrote %d bytes, %v", state, n, err)
+		}
+		s.kernel.arm(0, injection{})
+		if err := s.SyncFor(false, &other); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%v: the other: %v, want %v", state, err, unix.ENOSPC)
+		}
+	}
+}
+
+// TestAFullMapThatWasReadAgain: a file stays partial if a sync failed after it had become full, and what was lost came again since: nothing
+// says that this is on the disk.
+func TestAFullMapThatWasReadAgain(t *testing.T) {
+	s := opened(t)
+	if err := s.populate(context.Background(), 0, int64(len(s.was))); err != nil {
+		t.Fatal(err)
+	}
+	full := s.fullMap()
+	if full == nil {
+		t.Fatal("not full")
+	}
+	if err := s.lose(testUnit); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.distrust(unix.EIO)
+	if err := s.populate(context.Background(), 0, int64(len(s.was))); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.becomeUpper(full); err != nil || s.State() != UpperShared {
+		t.Errorf("state %v, %v", s.State(), err)
+	}
+	if err := errors.Join(s.Sync(false), s.Sync(false)); err != nil || s.State() != Upper {
+		t.Errorf("after a sync: state %v, %v", s.State(), err)
+	}
+}
+
+// failed tells that a sync or writeback of f has failed.
+func failed(f *File) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failures > 0
+}
+
 // TestFailedWritebackShowsTheLower: a device without room fails what is written back long after write(2), where nobody waits. What was
 // lost shows the lower's data, never zeros, and the next sync tells of it.
 func TestFailedWritebackShowsTheLower(t *testing.T) {
@@ -175,7 +268,7 @@ func TestFailedWritebackShowsTheLower(t *testing.T) {
 	if _, err := f.WriteAt(pattern(wrote, 9), 1<<20, SyncNone); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(30 * time.Second); f.Failures() == 0 || f.inDoubt() != nil; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !failed(f) || f.inDoubt() != nil; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nobody has found out that the writeback failed")
 		}

@@ -94,6 +94,9 @@ type Options struct {
 	Volatile bool
 	// Log is told, once for each file, why the File of a target answers EIO from now on. May be nil. Called without locks.
 	Log func(t Target, format string, args ...any)
+	// Lost is told when what was written to a Target's file did not reach the disk and nobody who uses the file was told, and with nil once
+	// somebody was told of all of that. May be nil. Called without locks.
+	Lost func(t Target, err error)
 	// Stats receives the counters. May be nil.
 	Stats *Stats
 	// Background does what no caller waits for. Nil: nothing is done but what is asked for.

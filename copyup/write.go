@@ -30,36 +30,40 @@ func (f *File) WriteAt(p []byte, off int64, sync SyncMode) (int, error) {
 		return 0, err
 	}
 	if f.State() == UpperShared {
-		n, err := f.writeShared(p, off, f.writeFlags(sync))
+		n, err := f.writeShared(p, off, sync)
 		if !errors.Is(err, errMoved) {
 			return n, err
 		}
 	}
-	n, flags := 0, f.writeFlags(sync)
+	n := 0
 	err := f.withUpper(func(b *backing) (err error) {
-		n, err = f.pwriteFull(b.fd, [][]byte{p}, off, flags)
+		n, err = f.pwriteFull(b.fd, [][]byte{p}, off)
 		return err
 	})
-	if err != nil && flags != 0 {
-		f.failedWrite(err)
-	}
 	if n > 0 {
 		f.opts.Background.touched(f, off, off+int64(n), true)
+	}
+	if err == nil {
+		if err = f.syncWritten(sync); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
 }
 
-// writeFlags gives the flags of pwritev2(2). Compare: fs/overlayfs/file.c:ovl_write_iter(), which drops them too when
-// volatile (Linux 6.18). While the upper's name may not be durable yet, RWF_DSYNC alone would not make it so.
-func (f *File) writeFlags(sync SyncMode) int {
-	switch {
-	case f.opts.Volatile || sync == SyncNone:
-		return 0
-	case sync == SyncData && f.isNamed():
-		return unix.RWF_DSYNC
-	default:
-		return unix.RWF_SYNC | unix.RWF_DSYNC
+// syncWritten makes what was written durable. Not by the write itself: one that fails to sync has written, and does not say so; and its
+// error may be of somebody else's writeback, of which the kernel tells nobody else.
+// While the upper's name may not be durable yet, fdatasync(2) would not make it so. Compare: fs/overlayfs/file.c:ovl_write_iter(), which
+// does not sync either when volatile (Linux 6.18).
+// Preconditions: the caller has no span.
+func (f *File) syncWritten(sync SyncMode) error {
+	if f.opts.Volatile || sync == SyncNone {
+		return nil
 	}
+	if err := f.syncUpper(sync == SyncData && f.isNamed()); err != nil {
+		return f.distrust(err)
+	}
+	return nil
 }
 
 func (f *File) isNamed() bool {
@@ -71,7 +75,7 @@ func (f *File) isNamed() bool {
 // writeShared writes to a partial file. Units that are missing in the upper are written whole, in one call with what
 // the lower has around p, so that none of them ever shows zeros.
 // Errors: errMoved, with nothing written, if the file is partial no more.
-func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
+func (f *File) writeShared(p []byte, off int64, sync SyncMode) (int, error) {
 	unit := f.opts.Unit
 	whole := span{off &^ (unit - 1), (off + int64(len(p)) + unit - 1) &^ (unit - 1)}
 	release, ok, err := f.reserveMapped(whole)
@@ -88,7 +92,7 @@ func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
 		if err := f.fillCut(whole.end); err != nil {
 			return 0, err
 		}
-		return f.writeShared(p, off, flags)
+		return f.writeShared(p, off, sync)
 	}
 	n := 0
 	err = f.withUpper(func(b *backing) (err error) {
@@ -100,15 +104,14 @@ func (f *File) writeShared(p []byte, off int64, flags int) (int, error) {
 		n, err = f.runWrite(b, w)
 		return err
 	})
-	if err == nil && flags != 0 {
-		// Not by the write itself: one that fails to sync has written, and does not say so.
-		if err = f.syncUpper(flags == unix.RWF_DSYNC); err != nil {
-			release()
-			return 0, f.distrust(err)
-		}
-	}
+	release()
 	if n > 0 {
 		f.opts.Background.touched(f, off, off+int64(n), true)
+	}
+	if err == nil {
+		if err = f.syncWritten(sync); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
 }
@@ -183,7 +186,7 @@ func (f *File) runWrite(upper *backing, w write) (int, error) {
 			bufs = append(bufs, b)
 		}
 	}
-	n, err := f.pwriteFull(upper.fd, bufs, at, 0)
+	n, err := f.pwriteFull(upper.fd, bufs, at)
 	if err == nil {
 		f.have(w.whole.off, w.whole.end)
 		f.filled(len(head) + len(tail))
@@ -195,7 +198,7 @@ func (f *File) runWrite(upper *backing, w write) (int, error) {
 
 // fillHead writes what the lower has of a unit that the limit cuts, before a write behind the limit.
 func (f *File) fillHead(upper *backing, w write, head []byte) error {
-	n, err := f.pwriteFull(upper.fd, [][]byte{head}, w.head.off, 0)
+	n, err := f.pwriteFull(upper.fd, [][]byte{head}, w.head.off)
 	if err == nil {
 		f.have(w.whole.off, w.whole.off+f.opts.Unit)
 		f.filled(n)
@@ -304,13 +307,13 @@ func (f *File) filled(n int) {
 }
 
 // pwriteFull writes all of bufs, or says how much and why not more.
-func (f *File) pwriteFull(fd int, bufs [][]byte, off int64, flags int) (int, error) {
+func (f *File) pwriteFull(fd int, bufs [][]byte, off int64) (int, error) {
 	done, total := 0, 0
 	for _, b := range bufs {
 		total += len(b)
 	}
 	for done < total {
-		n, err := retry(func() (int, error) { return f.sys.pwrite(fd, rest(bufs, done), off+int64(done), flags) })
+		n, err := retry(func() (int, error) { return f.sys.pwrite(fd, rest(bufs, done), off+int64(done)) })
 		if err != nil {
 			return done, fmt.Errorf("copyup: write %d bytes at %d: %w", total, off, err)
 		}

@@ -24,6 +24,7 @@
 //	create.go link.go remove.go rename.go replace.go readdir.go attr.go xattr.go acl.go owner.go caller.go   the operations
 //	index.go flush*.go     hard links of lower files; an upper made fit to be a lower
 //	inspect.go             what a mount says of itself
+//	lost.go                writes that were lost, and of which nobody was told yet
 //	fsck*.go               an upper that is not mounted, checked and repaired
 //
 // # Terms
@@ -150,8 +151,10 @@
 //	| writeback_immutable_and_append_only  | chattr +i and +a of a file             | EOPNOTSUPP; of one that is so already the writeback fails      |
 //	| writeback_change_time                | the change time of the write           | the upper's, of the writeback, once the kernel forgot the file |
 //	| TestFullDisk                         | ENOSPC at write(2)                     | at fsync or close; the page cache has the data until it forgets|
+//	| TestLostWritesAreTold                | fsync(2) of each descriptor tells      | of what the upper lost, only that of who syncs first: nobody   |
+//	|                                      | what was lost                          | knows the descriptors, which the kernel opens without asking   |
 //
-// There, fsync(2) tells everybody who has the file open of an error of writeback, close(2) only who closes first
+// There, fsync(2) tells everybody who has the file open of what could not be written to the upper, close(2) only who closes first
 // (mm/filemap.c:filemap_check_errors()). close(2) writes back what is dirty, so whatever is dirty is of a file that is open for writing, and
 // no mount with such a file can be made read-only. What the server is killed over is lost if it was not written back, as in a crash of the
 // machine; with the other modes it is not. A file that was closed asks for its attributes at the next stat(2): fs/fuse believes that

@@ -2,6 +2,7 @@ package overlayfuse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"time"
@@ -32,7 +33,8 @@ type FlushStats struct {
 // get the data that they lack, and all is synced. No file stays partial. What the kernel still holds of the mount is not
 // its business: who mounted it calls syncfs(2) first.
 //
-// Errors: the first one, EINTR if ctx ended; the mount goes on as before, and a later FlushUpper goes on where this one ended.
+// Errors: the first one, EINTR if ctx ended; EIO, once, if writes were lost and nobody was told (lost.go). The mount goes on as before, and a
+// later FlushUpper goes on where this one ended.
 func (fs *FS) FlushUpper(ctx context.Context, opts FlushOptions) (FlushStats, error) {
 	ctx, leave, err := fs.flushes.enter(ctx)
 	if err != nil {
@@ -50,6 +52,9 @@ func (fs *FS) FlushUpper(ctx context.Context, opts FlushOptions) (FlushStats, er
 	stop := f.meter.logEvery(flushLogInterval, fs.log)
 	err = f.run()
 	stop()
+	if ctx.Err() == nil { // else nobody may be listening
+		err = errors.Join(err, fs.lost.take())
+	}
 	f.meter.enter(FlushIdle)
 	log := fs.log.WithFields(logrus.Fields{"completed": f.stats.Completed, "bytes": f.stats.Bytes, "kept": f.stats.Kept,
 		"linked": f.stats.Linked, "synced": f.stats.Synced, "took": time.Since(begin).Round(time.Millisecond)})

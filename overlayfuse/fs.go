@@ -48,6 +48,7 @@ type FS struct {
 	// mending is held while an upper that lost its size gets it back (lookup.go). A leaf, but for table.mu.
 	mending sync.Mutex
 
+	lost    *lostWrites // nil without an upper that can be written
 	ahead   lookAhead
 	flushes flushGate
 	handles handleTable
@@ -124,6 +125,10 @@ func (fs *FS) openEngine() error {
 	}
 	fs.engine.LooseNames, fs.engine.StaleTails = !fs.keepsOrder(), fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
 	if !fs.readOnly() {
+		if fs.lost, err = openLost(fs.layers.work); err != nil {
+			return err
+		}
+		fs.engine.Lost = fs.noteLost
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}
 	return fs.settleNames()

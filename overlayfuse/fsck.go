@@ -144,6 +144,7 @@ func (c *checker) run() error {
 		return err
 	}
 	c.checkTemp()
+	c.checkLost()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package overlayfuse
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math"
 
@@ -36,6 +37,7 @@ func (c *checker) checkFile(f *checkedFile) {
 	case !has:
 		c.checkLeftover(f, limitMark, SeverityNote)
 		c.checkLeftover(f, "redirect", SeverityNote)
+		c.checkLeftover(f, wasMark, SeverityNote)
 	case len(v) == 0 || len(v) >= metacopyMin:
 		c.report.Metacopies++
 		c.checkMetacopy(f)
@@ -106,8 +108,35 @@ func (c *checker) checkMetacopy(f *checkedFile) {
 	}
 }
 
+// checkQuiet looks for what a completion that was killed has changed of a partial file. The next mount puts it back, as a repair does.
+//
+// Compare: FS.endQuiet.
+func (c *checker) checkQuiet(f *checkedFile) {
+	v, has := f.marks[wasMark]
+	if !has {
+		return
+	}
+	q, err := decodeQuiet(v)
+	if err != nil { // the file can't be looked up
+		c.fixFile(f, f.names[0], SeverityError, err.Error(), func() error { return c.removeMark(f.fd, wasMark) })
+		return
+	}
+	c.fixFile(f, f.names[0], SeverityNote, "a completion was killed: it has other times than it had, and perhaps no capability", func() (err error) {
+		file, err := openReal(f.fd, unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		if err := q.restore(int(file.Fd())); err != nil {
+			return err
+		}
+		return c.removeMark(f.fd, wasMark)
+	})
+}
+
 // checkPartial checks a file of which the upper has some data.
 func (c *checker) checkPartial(f *checkedFile) {
+	c.checkQuiet(f)
 	stored := int64(math.MaxInt64)
 	if v, has := f.marks[limitMark]; has {
 		if len(v) != 8 || binary.LittleEndian.Uint64(v) > math.MaxInt64 {

@@ -2,6 +2,7 @@ package overlayfuse
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -149,6 +150,17 @@ var fsckCases = map[string]struct {
 		r.mark("u/gone", "limit", limitValue(2*block))
 	}, []wanted{{"u/gone", "without lower data, but none is missing", SeverityError, true}}},
 
+	"partial: a completion that was killed": {func(r *fsckRig) {
+		r.file("u/f", 3*block, 1)
+		r.mark("u/f", "metacopy", "p")
+		r.mark("u/f", "was", string(quiet{}.encode()))
+		r.file("u/d/f", block)
+		r.mark("u/d/f", "metacopy", "p")
+		r.mark("u/d/f", "was", "short")
+		r.file("u/own", block, 0)
+		r.mark("u/own", "was", "anything")
+	}, []wanted{{"u/f", "a completion was killed", SeverityNote, true}, {"u/own", "left over: was", SeverityNote, true},
+		{"u/d/f", "mark was of 5 bytes", SeverityError, true}}},
 	"size 0: lost in a crash": {func(r *fsckRig) {
 		r.btrfs()
 		r.file("u/f", 0)
@@ -285,6 +297,31 @@ func TestRepairCompletesAPartialFile(t *testing.T) {
 	}
 	if string(r.read(r.dir+"/u/f")) != string(before) {
 		t.Error("the data is another")
+	}
+}
+
+// TestRepairPutsBack what a completion that was killed has changed, also if the file is made plain by it.
+func TestRepairPutsBack(t *testing.T) {
+	for _, blocks := range [][]int64{{0, 1, 2}, {0}} {
+		r := newFsckRig(t)
+		r.lowers()
+		r.file("u/f", 3*block, blocks...)
+		r.mark("u/f", "metacopy", "p")
+		capability := "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+		was := quiet{atime: unix.Timespec{Sec: 11}, mtime: unix.Timespec{Sec: 22, Nsec: 5}, caps: []byte(capability)}
+		r.mark("u/f", "was", string(was.encode()))
+		r.check(true)
+		var st unix.Stat_t
+		r.must(unix.Stat(r.dir+"/u/f", &st))
+		if st.Atim != was.atime || st.Mtim != was.mtime {
+			t.Errorf("blocks %v: times %v, %v", blocks, st.Atim, st.Mtim)
+		}
+		if v, err := getXattr(onHost(r.dir+"/u/f"), capabilityXattr); err != nil || string(v) != capability {
+			t.Errorf("blocks %v: capability %q, %v", blocks, v, err)
+		}
+		if marks := r.marks("u/f"); slices.Contains(marks, "was") || slices.Contains(marks, "metacopy") != (len(blocks) < 3) {
+			t.Errorf("blocks %v: marks %v", blocks, marks)
+		}
 	}
 }
 

@@ -194,7 +194,7 @@ func (c *checker) below(n objectName, redirect string) (e *entry, known bool, er
 }
 
 // markNames are the marks that are read of an object of the upper.
-var markNames = []string{"opaque", "redirect", metacopyMark, limitMark, "origin", "impure", soleMark}
+var markNames = []string{"opaque", "redirect", metacopyMark, limitMark, wasMark, "origin", "impure", soleMark}
 
 // readMarks reads the overlay's marks of what fd (O_PATH) names. False: they cannot be read, which is reported.
 func (c *checker) readMarks(fd int, at objectName) (map[string][]byte, bool) {

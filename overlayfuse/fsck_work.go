@@ -80,6 +80,18 @@ func (c *checker) checkVolatile() error {
 	return nil
 }
 
+// checkLost tells of writes that were lost and of which nobody was told yet. They can't be repaired; the next flush fails with them.
+func (c *checker) checkLost() {
+	lines, err := readLost(c.layers.work)
+	where := c.layers.work.path + "/" + lostName
+	if err != nil {
+		c.found(where, SeverityError, "%v", err)
+	}
+	for _, line := range lines {
+		c.found(where, SeverityWarning, "writes were lost before they reached the disk: %s", line)
+	}
+}
+
 // checkTemp looks for what mounts left in work/work.
 func (c *checker) checkTemp() {
 	if c.layers.temp.fd < 0 {

@@ -164,6 +164,9 @@ func (fs *FS) markDead(in *inode) {
 	if f := in.file.Load(); f != nil {
 		f.Forget()
 	}
+	if fs.lost != nil { // what a file lacks that nobody can open is no loss
+		fs.lost.told(in.ino)
+	}
 }
 
 // makeWhiteout hides a lower name that the upper does not have.

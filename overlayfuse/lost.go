@@ -1,0 +1,148 @@
+package overlayfuse
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
+)
+
+// Writes that did not reach the disk, although write(2) had succeeded, and of which nobody who had the file open was told: the kernel told the
+// server, which had it write back. Who opens the file next and syncs it is told (copyup.File.Failures); and if nobody does, the flush
+// is, so that no layer is committed without a word that lacks what was written. Until then it is kept in the workdir, a line for each file:
+//
+//	WORKDIR/lost    "path in the upper": cause
+//
+// What the kernel itself knows of, because nobody asked it yet, the flush hears from its fsync(2).
+
+const lostName = "lost"
+
+// mostLost bounds what is kept of one upper, in files.
+const mostLost = 1000
+
+// lostWrites are those of one upper.
+type lostWrites struct {
+	dir layerRoot // the workdir; not open: nothing is kept
+
+	mu     sync.Mutex
+	files  map[uint64]string // lines, by inode number
+	before []string          // lines of earlier mounts
+}
+
+// openLost reads what earlier mounts left.
+func openLost(work layerRoot) (*lostWrites, error) {
+	l := &lostWrites{dir: work, files: map[uint64]string{}}
+	var err error
+	l.before, err = readLost(work)
+	return l, err
+}
+
+// readLost gives the lines of a workdir. One without any text was written when there was no space for it.
+func readLost(work layerRoot) ([]string, error) {
+	fd, err := openBeneath(work.fd, lostName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	fail := func(err error) error { return fmt.Errorf("workdir %s/%s: %w", work.path, lostName, err) }
+	if err != nil {
+		return nil, fail(err)
+	}
+	defer closeFD(fd)
+	st, err := statAt(fd, "")
+	if err != nil {
+		return nil, fail(err)
+	}
+	if !isReg(st.Mode) {
+		return nil, fail(fmt.Errorf("not a regular file: %w", unix.EINVAL))
+	}
+	text := make([]byte, min(st.Size, mostLost*(2*unix.PathMax)))
+	n, err := ignoringEINTR(func() (int, error) { return unix.Pread(fd, text, 0) })
+	if err != nil {
+		return nil, fail(err)
+	}
+	if lines := strings.FieldsFunc(string(text[:n]), func(r rune) bool { return r == '\n' }); len(lines) > 0 {
+		return lines, nil
+	}
+	return []string{"files whose names could not be kept"}, nil
+}
+
+// noteLost is the engine's word that writes were lost, or that somebody was told.
+func (fs *FS) noteLost(of copyup.Target, err error) {
+	t, ok := of.(*target)
+	if !ok {
+		return
+	}
+	if err == nil {
+		fs.lost.told(t.in.ino)
+		return
+	}
+	if errKeep := fs.lost.add(t.in.ino, fmt.Sprintf("%q: %v", t.in.path(), errnoOf(err))); errKeep != nil {
+		fs.log.WithError(errKeep).WithField("path", t.in.path()).Error("overlay: that writes were lost is not kept over an unmount")
+	}
+}
+
+// errnoOf is the errno in an error, or the error.
+func errnoOf(err error) error {
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}
+
+func (l *lostWrites) add(ino uint64, line string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.files[ino]; ok || len(l.files)+len(l.before) >= mostLost {
+		return nil
+	}
+	l.files[ino] = line
+	fd, err := openIn(l.dir.fd, lostName, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("workdir %s/%s: %w", l.dir.path, lostName, err)
+	}
+	f := os.NewFile(uintptr(fd), lostName)
+	_, err = f.WriteString(line + "\n")
+	return errors.Join(err, f.Close())
+}
+
+// told forgets a file.
+func (l *lostWrites) told(ino uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, ok := l.files[ino]; !ok {
+		return
+	}
+	delete(l.files, ino)
+	l.removeIfNoneLocked()
+}
+
+// removeIfNoneLocked removes the list once it is empty. What is left in it of files that were told of is told once more.
+func (l *lostWrites) removeIfNoneLocked() {
+	if len(l.files)+len(l.before) == 0 {
+		_ = unix.Unlinkat(l.dir.fd, lostName, 0) // it was never made, or is told once more
+	}
+}
+
+// take tells of all, once.
+//
+// Errors: EIO, with the files.
+func (l *lostWrites) take() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := slices.Concat(l.before, slices.Sorted(maps.Values(l.files)))
+	if len(all) == 0 {
+		return nil
+	}
+	l.before = nil
+	clear(l.files)
+	l.removeIfNoneLocked()
+	return fmt.Errorf("writes were lost before they reached the disk, and what was there before shows in their place: %s (told once; "+
+		"flush again to go on without them): %w", strings.Join(all, "; "), unix.EIO)
+}
