@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -43,18 +44,25 @@ func (f *File) complete(ctx context.Context, pace func(context.Context, int) err
 		return err
 	}
 	for f.State() == UpperShared {
-		if err := f.populatePaced(ctx, wholeSpan(), true, pace); err != nil {
-			return err
-		}
-		full := f.fullMap()
-		if err := f.syncShared(); err != nil {
-			return err
-		}
-		if err := f.becomeUpper(full); err != nil {
+		if err := f.completeBut(ctx, span{}, pace); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// completeBut makes a partial file plain without the units of but. It stays partial if something comes between.
+func (f *File) completeBut(ctx context.Context, but span, pace func(context.Context, int) error) error {
+	for _, s := range []span{{0, but.off}, {but.end, math.MaxInt64}} {
+		if err := f.populatePaced(ctx, s, true, pace); err != nil {
+			return err
+		}
+	}
+	full := f.mapBut(but)
+	if err := f.syncShared(); err != nil {
+		return err
+	}
+	return f.becomeUpper(full, but)
 }
 
 // Missing gives the bytes of a file that are in the lower alone, rounded to units: 0 in state Upper, all of them before
@@ -171,15 +179,15 @@ func (f *File) copyMissing(ctx context.Context, upper *backing, s span) error {
 }
 
 // becomeUpper takes the marks of a partial file away if full is still its map: a failed sync has another one read, whose units may not be
-// synced when it is full again.
-// Preconditions: full was fullMap's before a sync that succeeded, or volatile, or nothing of the lower shows.
-func (f *File) becomeUpper(full *extents) error {
+// synced when it is full again. What it lacks of the units of but shows zeros from then on.
+// Preconditions: full was mapBut's before a sync that succeeded, or volatile, or nothing of the lower shows.
+func (f *File) becomeUpper(full *extents, but span) error {
 	release, ok, err := f.reserveSpan(wholeSpan())
 	if err != nil || !ok {
 		return err
 	}
 	defer release()
-	if full == nil || f.fullMap() != full || f.inDoubt() != nil {
+	if full == nil || f.mapBut(but) != full || f.inDoubt() != nil {
 		return nil
 	}
 	if err := f.withUpper(func(b *backing) error { return f.target.Complete(b.file) }); err != nil {
@@ -199,10 +207,13 @@ func (f *File) becomeUpper(full *extents) error {
 }
 
 // fullMap is the map of a partial file that has everything in the upper, and nil of any other.
-func (f *File) fullMap() *extents {
+func (f *File) fullMap() *extents { return f.mapBut(span{}) }
+
+// mapBut is fullMap of a file that may lack units of a span.
+func (f *File) mapBut(but span) *extents {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.state == UpperShared && f.ext != nil && f.ext.full() {
+	if f.state == UpperShared && f.ext != nil && f.ext.missing == f.ext.missingIn(but.off, but.end) {
 		return f.ext
 	}
 	return nil

@@ -77,6 +77,12 @@
 // need one file alone. It costs one copy_file_range(2) of what is in the page cache; see DefaultPartialAbove for the measurement
 // that the default is from (contrib/bench threshold).
 //
+// # Zeros
+//
+// What fallocate(2) is to make zeros of can't be a hole of a partial upper. Zeros are written there, as far as the lower shows; or, if less of
+// the rest of the file is missing than that, the rest is completed, and the file is plain with the hole. So a range of zeros costs
+// what it covers, and never the file; it takes space, which the hole of a plain file gives back, until the file is complete.
+//
 // # Locks
 //
 //	reservation of a copy-up (File.copying)   held across Stage, FICLONE, Commit, populating a small file; one per file
@@ -111,8 +117,8 @@
 //	populating a small file any                                       it stays partial; what is missing is read from the lower
 //	SetLimit after a cut    any                                       the log; again before the file can grow, and then its error counts
 //	Complete after a fsync  any                                       the log; the file stays partial
-//	sync, writeback of one  any                                       the next Sync of each user reports it (SyncFor)
-//	  that nobody waits for
+//	sync, writeback of one  any                                       the next Sync of each user reports it (SyncFor), and of who opens
+//	  that nobody waits for                                             the file next if none did; until then Options.Lost has it
 //	fadvise DONTNEED        any                                       the pages stay
 //	close                   any                                       the log; fsync(2) is what reports lost writes
 //

@@ -36,6 +36,19 @@ func (e *extents) down(off int64) int64 { return off &^ (e.unit - 1) }
 
 func (e *extents) up(off int64) int64 { return e.down(off + e.unit - 1) }
 
+// missingIn counts the missing units of [off, end), which is aligned or ends behind the limit.
+func (e *extents) missingIn(off, end int64) int64 {
+	lo, hi := off/e.unit, unitsIn(min(end, e.limit), e.unit)
+	if lo >= hi {
+		return 0
+	}
+	n := e.have.Rank(uint32(hi - 1))
+	if lo > 0 {
+		n -= e.have.Rank(uint32(lo - 1))
+	}
+	return hi - lo - int64(n)
+}
+
 // full: the lower is needed no more.
 func (e *extents) full() bool { return e.missing == 0 }
 

@@ -155,15 +155,16 @@ func (k *fakeKernel) leaveZeros(fd int, off int64, n int, cause error) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	for at := off &^ (testUnit - 1); at < min(off+int64(n)/2, st.Size); at += testUnit {
+	unit := min(testUnit, int64(st.Blksize)) // no more than what is written has
+	for at := off &^ (unit - 1); at < min(off+int64(n)/2, st.Size); at += unit {
 		data, err := unix.Seek(fd, at, unix.SEEK_DATA)
-		if err == nil && data < at+testUnit {
+		if err == nil && data < at+unit {
 			continue
 		}
 		if err != nil && !errors.Is(err, unix.ENXIO) {
 			return err
 		}
-		if _, err := unix.Pwrite(fd, make([]byte, min(testUnit, st.Size-at)), at); err != nil {
+		if _, err := unix.Pwrite(fd, make([]byte, min(unit, st.Size-at)), at); err != nil {
 			return err
 		}
 	}

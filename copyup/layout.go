@@ -110,7 +110,7 @@ func (f *File) truncateShared(size int64) error {
 	if err != nil || !gone {
 		return err
 	}
-	return f.becomeUpper(f.fullMap())
+	return f.becomeUpper(f.fullMap(), span{})
 }
 
 // cutUnit gives the unit that has to be in the upper before its size changes to size, or grows to it: the one that the size
@@ -175,7 +175,8 @@ func (f *File) storeLimit(b *backing) error {
 }
 
 // Allocate is fallocate(2) on the upper, in every mode that its file system has, after the copy-up if there is none yet. Of a
-// partial file, what is to be allocated is copied first; what makes holes or moves data needs a complete file.
+// partial file, what is to be allocated is copied first; what is to show zeros is written, if that is less than to complete the rest of
+// the file; and what moves data needs a complete file.
 // Errors: those of a copy-up and of Complete; those of fallocate(2). Those of a call that no file system accepts come
 // before the copy-up.
 func (f *File) Allocate(mode uint32, off, length int64) error {
@@ -221,6 +222,10 @@ func (f *File) allocateShared(mode uint32, off, length int64) error {
 	below := s.off < f.ext.limit
 	f.mu.Unlock()
 	const harmless = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_UNSHARE_RANGE // neither changes what the file shows
+	const zeros = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_ZERO_RANGE
+	if below && mode&zeros != 0 {
+		return f.zeroShared(mode, span{off, off + length})
+	}
 	if below && mode&^harmless != 0 {
 		if err := f.complete(context.Background(), nil); err != nil {
 			return err
@@ -250,6 +255,105 @@ func (f *File) allocateShared(mode uint32, off, length int64) error {
 		}
 		return f.fallocate(b, mode, off, length)
 	})
+}
+
+// zeroShared is allocateShared of what makes zeros, in any way: in a partial file a hole would show the lower.
+//
+//	| unit | unit | unit | unit | unit |
+//	    |----------z----------|             z is to show zeros
+//	       | inner       |                  what it covers of whole units; whatever the upper has of them then counts no more
+func (f *File) zeroShared(mode uint32, z span) error {
+	f.mu.Lock()
+	if f.ext == nil {
+		f.mu.Unlock()
+		return errMoved
+	}
+	s := span{f.ext.down(z.off), f.ext.up(min(z.end, math.MaxInt64-f.ext.unit))}
+	inner := span{f.ext.up(z.off), min(f.ext.down(z.end), f.ext.up(f.ext.limit))}
+	if inner.end < inner.off {
+		inner.end = inner.off
+	}
+	outside := (f.ext.missing - f.ext.missingIn(inner.off, inner.end)) * f.ext.unit
+	f.mu.Unlock()
+	if outside < inner.end-inner.off {
+		if mode&unix.FALLOC_FL_PUNCH_HOLE == 0 { // it may fail where there are holes
+			inner = span{}
+		}
+		if err := f.completeBut(context.Background(), inner, nil); err != nil {
+			return err
+		}
+		return errMoved
+	}
+	if err := f.fillCut(s.end); err != nil {
+		return err
+	}
+	held := s
+	if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
+		held.end = math.MaxInt64 // nobody else makes the file larger meanwhile
+	}
+	release, ok, err := f.reserveMapped(held)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errMoved
+	}
+	defer release()
+	if c := f.cutUnit(s.end); c.off < c.end {
+		return errMoved
+	}
+	return f.withUpper(func(b *backing) error {
+		if err := f.storeLimit(b); err != nil {
+			return err
+		}
+		end, size, err := f.lowerShows(b, z)
+		if err != nil {
+			return err
+		}
+		if end < z.end { // first: perhaps the file system does not know the mode
+			if err := f.fallocate(b, mode|unix.FALLOC_FL_KEEP_SIZE, end, z.end-end); err != nil {
+				return err
+			}
+		}
+		if err := f.writeZeros(b, span{z.off, end}); err != nil || mode&unix.FALLOC_FL_KEEP_SIZE != 0 || z.end <= size {
+			return err
+		}
+		return f.ftruncate(b, z.end)
+	})
+}
+
+// lowerShows gives up to where the lower could show something of z, and the file's size, beyond which it is not: to write there would make
+// it larger.
+// Preconditions: the units of z are reserved.
+func (f *File) lowerShows(b *backing, z span) (end, size int64, _ error) {
+	st, err := f.stat(b.fd)
+	if err != nil {
+		return 0, 0, fmt.Errorf("copyup: stat upper: %w", err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return max(z.off, min(z.end, f.ext.up(f.ext.limit), st.Size)), st.Size, nil
+}
+
+// writeZeros writes zeros to z.
+// Preconditions: the units of z are reserved.
+func (f *File) writeZeros(b *backing, z span) error {
+	unit := f.opts.Unit
+	f.quiet.RLock()
+	defer f.quiet.RUnlock()
+	zeros := make([]byte, min(chunkBytes, z.end-z.off))
+	for at := z.off; at < z.end; {
+		p := zeros[:min(int64(len(zeros)), z.end-at)]
+		n, err := f.runWrite(b, f.planWrite(p, at, span{at &^ (unit - 1), (at + int64(len(p)) + unit - 1) &^ (unit - 1)}))
+		if n > 0 {
+			f.opts.Background.touched(f, at, at+int64(n), true)
+		}
+		if err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
 }
 
 // allocateModes are the bits of fallocate(2) that a file system can know.

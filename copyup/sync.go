@@ -39,7 +39,7 @@ func (f *File) SyncFor(dataOnly bool, seen *uint64) error {
 		return err
 	}
 	// That it stays partial is no failure of a sync.
-	if err := f.becomeUpper(full); err != nil {
+	if err := f.becomeUpper(full, span{}); err != nil {
 		f.logf("copyup: stays partial: %v", err)
 	}
 	return nil

@@ -208,7 +208,7 @@ func TestAFullMapThatWasReadAgain(t *testing.T) {
 	if err := s.populate(context.Background(), 0, int64(len(s.was))); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.becomeUpper(full); err != nil || s.State() != UpperShared {
+	if err := s.becomeUpper(full, span{}); err != nil || s.State() != UpperShared {
 		t.Errorf("state %v, %v", s.State(), err)
 	}
 	if err := errors.Join(s.Sync(false), s.Sync(false)); err != nil || s.State() != Upper {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,15 +79,11 @@ func (f *File) isNamed() bool {
 func (f *File) writeShared(p []byte, off int64, sync SyncMode) (int, error) {
 	unit := f.opts.Unit
 	whole := span{off &^ (unit - 1), (off + int64(len(p)) + unit - 1) &^ (unit - 1)}
-	release, ok, err := f.reserveMapped(whole)
+	w, release, err := f.reserveWrite(p, off, whole)
 	if err != nil {
 		return 0, err
 	}
-	if !ok {
-		return 0, errMoved
-	}
 	defer release()
-	w := f.planWrite(p, off, whole)
 	if s := f.cutUnit(whole.end); w.grows && s.off < s.end && s.off < whole.off {
 		release()
 		if err := f.fillCut(whole.end); err != nil {
@@ -114,6 +111,25 @@ func (f *File) writeShared(p []byte, off int64, sync SyncMode) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// reserveWrite reserves the units of a write. One that may fail half done and leave a larger file reserves what is behind it as well, where
+// others could make the file larger meanwhile.
+// Errors: errMoved if the file is partial no more.
+func (f *File) reserveWrite(p []byte, off int64, whole span) (w write, release func(), err error) {
+	for s := whole; ; s.end = math.MaxInt64 {
+		release, ok, err := f.reserveMapped(s)
+		if err == nil && !ok {
+			err = errMoved
+		}
+		if err != nil {
+			return w, nil, err
+		}
+		if w = f.planWrite(p, off, whole); !w.missing || !w.grows || s.end == math.MaxInt64 {
+			return w, release, nil
+		}
+		release()
+	}
 }
 
 // write is a write to a partial file whose units are reserved.
