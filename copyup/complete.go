@@ -53,16 +53,24 @@ func (f *File) complete(ctx context.Context, pace func(context.Context, int) err
 
 // completeBut makes a partial file plain without the units of but. It stays partial if something comes between.
 func (f *File) completeBut(ctx context.Context, but span, pace func(context.Context, int) error) error {
-	for _, s := range []span{{0, but.off}, {but.end, math.MaxInt64}} {
-		if err := f.populatePaced(ctx, s, true, pace); err != nil {
-			return err
-		}
+	if err := f.populateBut(ctx, but, pace); err != nil {
+		return err
 	}
 	full := f.mapBut(but)
 	if err := f.syncShared(); err != nil {
 		return err
 	}
 	return f.becomeUpper(full, but)
+}
+
+// populateBut brings all that is missing to the upper, but for the units of a span.
+func (f *File) populateBut(ctx context.Context, but span, pace func(context.Context, int) error) error {
+	for _, s := range []span{{0, but.off}, {but.end, math.MaxInt64}} {
+		if err := f.populatePaced(ctx, s, true, pace); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Missing gives the bytes of a file that are in the lower alone, rounded to units: 0 in state Upper, all of them before

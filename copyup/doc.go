@@ -79,9 +79,9 @@
 //
 // # Zeros
 //
-// What fallocate(2) is to make zeros of can't be a hole of a partial upper. Zeros are written there, as far as the lower shows; or, if less of
-// the rest of the file is missing than that, the rest is completed, and the file is plain with the hole. So a range of zeros costs
-// what it covers, and never the file; it takes space, which the hole of a plain file gives back, until the file is complete.
+// What fallocate(2) is to make zeros of can't be a hole of a partial upper. Zeros are written there, where the lower has data; or, if less
+// data of the rest of the file is missing than that, the rest is completed, and the file is plain with the hole. So a range of zeros
+// costs at most what it covers, and never the file. The zeros take space, which the hole of a plain file gives back.
 //
 // # Locks
 //
@@ -90,6 +90,7 @@
 //	                                          writers of other spans go on. The whole file for what changes the size or the state
 //	    File.loading                          held while the map is read
 //	    File.syncing                          held across a call that tells of failed writeback
+//	File.telling                              held across Options.Lost; nothing is reserved then
 //	      Background.mu                       held across nothing but
 //	        File.mu                           leaf; held across no system call and no call of a Target
 //

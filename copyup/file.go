@@ -24,6 +24,9 @@ type File struct {
 	// syncing is held by who asks the kernel whether writeback failed. A span may be held, and none is waited for.
 	syncing sync.Mutex
 
+	// telling is held while Options.Lost is called. No span is held then.
+	telling sync.Mutex
+
 	// forgotten: Background takes no interest any more.
 	forgotten atomic.Bool
 	// quiet is held for reading across a write to a partial upper, for writing across Target.Quietly: what that puts back
@@ -65,6 +68,8 @@ type File struct {
 	failures uint64 // failed syncs
 	// +checklocks:mu
 	heard uint64 // of these, how many there were when a user was told last
+	// +checklocks:mu
+	toldLost bool // Options.Lost knows of one that no user was told of
 	// +checklocks:mu
 	told uint64 // of these, how many Sync knows of
 	// +checklocks:mu

@@ -261,7 +261,9 @@ func (f *File) allocateShared(mode uint32, off, length int64) error {
 //
 //	| unit | unit | unit | unit | unit |
 //	    |----------z----------|             z is to show zeros
-//	       | inner       |                  what it covers of whole units; whatever the upper has of them then counts no more
+//	       | inner       |                  what it covers of whole units: it need not be in the upper if the rest of the file is
+//
+// Zeros are written; but if that would take more space than to complete the rest, and the mode is one of holes, that is done instead.
 func (f *File) zeroShared(mode uint32, z span) error {
 	f.mu.Lock()
 	if f.ext == nil {
@@ -270,19 +272,18 @@ func (f *File) zeroShared(mode uint32, z span) error {
 	}
 	s := span{f.ext.down(z.off), f.ext.up(min(z.end, math.MaxInt64-f.ext.unit))}
 	inner := span{f.ext.up(z.off), min(f.ext.down(z.end), f.ext.up(f.ext.limit))}
-	if inner.end < inner.off {
-		inner.end = inner.off
-	}
-	outside := (f.ext.missing - f.ext.missingIn(inner.off, inner.end)) * f.ext.unit
 	f.mu.Unlock()
-	if outside < inner.end-inner.off {
-		if mode&unix.FALLOC_FL_PUNCH_HOLE == 0 { // it may fail where there are holes
-			inner = span{}
-		}
-		if err := f.completeBut(context.Background(), inner, nil); err != nil {
+	rest := false
+	if mode&unix.FALLOC_FL_PUNCH_HOLE != 0 && inner.off < inner.end {
+		var err error
+		if rest, err = f.restIsLess(inner); err != nil {
 			return err
 		}
-		return errMoved
+	}
+	if rest { // what can fail for want of space comes before what can be seen
+		if err := f.populateBut(context.Background(), inner, nil); err != nil {
+			return err
+		}
 	}
 	if err := f.fillCut(s.end); err != nil {
 		return err
@@ -302,49 +303,159 @@ func (f *File) zeroShared(mode uint32, z span) error {
 	if c := f.cutUnit(s.end); c.off < c.end {
 		return errMoved
 	}
-	return f.withUpper(func(b *backing) error {
-		if err := f.storeLimit(b); err != nil {
-			return err
+	err = f.withUpper(func(b *backing) error {
+		if rest {
+			return f.makeZeros(b, mode, z, inner)
 		}
-		end, size, err := f.lowerShows(b, z)
+		return f.makeZeros(b, mode, z, span{})
+	})
+	release()
+	if err != nil || !rest {
+		return err
+	}
+	// All that the upper has of inner is zeros now, and what it lacks is wanted no more.
+	if err := f.completeBut(context.Background(), inner, nil); err != nil {
+		return err
+	}
+	if f.State() == UpperShared {
+		return errMoved
+	}
+	if err := f.withUpper(func(b *backing) error { return f.fallocate(b, mode, z.off, z.end-z.off) }); err != nil {
+		f.logf("copyup: zeros, but no hole: %v", err)
+	}
+	return nil
+}
+
+// restIsLess tells whether less data of the lower is missing outside of a span than in it.
+func (f *File) restIsLess(in span) (bool, error) {
+	most, err := f.missingData(in, math.MaxInt64)
+	if err != nil || most == 0 {
+		return false, err
+	}
+	rest, err := f.missingData(span{0, in.off}, most)
+	if err != nil || rest >= most {
+		return false, err
+	}
+	behind, err := f.missingData(span{in.end, math.MaxInt64}, most-rest)
+	return rest+behind < most, err
+}
+
+// missingData counts the bytes of a span that are data of the lower and missing in the upper, up to some number.
+func (f *File) missingData(s span, most int64) (n int64, _ error) {
+	err := f.eachPiece(s, true, func(p piece) (bool, error) {
+		if p.lower {
+			n += p.end - p.off
+		}
+		return n < most, nil
+	})
+	return n, err
+}
+
+// eachPiece calls do for each part of s, up to the limit, that the upper has, and for each that only the lower has and that is data there,
+// until do gives false.
+func (f *File) eachPiece(s span, onlyLower bool, do func(piece) (bool, error)) error {
+	lower, err := f.acquire(true)
+	if err != nil {
+		if errors.Is(err, errMoved) {
+			return nil
+		}
+		return err
+	}
+	defer f.release(lower)
+	for more := true; more; {
+		f.mu.Lock()
+		if f.ext == nil || s.off >= min(s.end, f.ext.limit) {
+			f.mu.Unlock()
+			return nil
+		}
+		p := f.ext.next(s.off, min(s.end, f.ext.limit))
+		f.mu.Unlock()
+		s.off = p.end
+		switch {
+		case !p.lower && onlyLower:
+		case !p.lower:
+			more, err = do(p)
+		default:
+			more, err = f.eachData(lower, p, do)
+		}
 		if err != nil {
 			return err
 		}
-		if end < z.end { // first: perhaps the file system does not know the mode
-			if err := f.fallocate(b, mode|unix.FALLOC_FL_KEEP_SIZE, end, z.end-end); err != nil {
-				return err
-			}
-		}
-		if err := f.writeZeros(b, span{z.off, end}); err != nil || mode&unix.FALLOC_FL_KEEP_SIZE != 0 || z.end <= size {
-			return err
-		}
-		return f.ftruncate(b, z.end)
-	})
+	}
+	return nil
 }
 
-// lowerShows gives up to where the lower could show something of z, and the file's size, beyond which it is not: to write there would make
-// it larger.
-// Preconditions: the units of z are reserved.
-func (f *File) lowerShows(b *backing, z span) (end, size int64, _ error) {
+// eachData calls do for each part of a piece of the lower that is data.
+func (f *File) eachData(lower *backing, p piece, do func(piece) (bool, error)) (more bool, _ error) {
+	for at := p.off; at < p.end; {
+		data, hole, err := f.nextData(lower.fd, at, p.end)
+		if unsupported(err) { // a file system that does not tell: everything is data
+			data, hole, err = at, p.end, nil
+		}
+		if err != nil || data >= p.end {
+			return err == nil, err
+		}
+		if more, err := do(piece{data, hole, true}); err != nil || !more {
+			return false, err
+		}
+		at = hole
+	}
+	return true, nil
+}
+
+// makeZeros makes zeros of z, but for what the upper lacks of but.
+// Preconditions: the units of z are reserved, and the size if mode can change it.
+func (f *File) makeZeros(b *backing, mode uint32, z, but span) error {
+	if err := f.storeLimit(b); err != nil {
+		return err
+	}
 	st, err := f.stat(b.fd)
 	if err != nil {
-		return 0, 0, fmt.Errorf("copyup: stat upper: %w", err)
+		return fmt.Errorf("copyup: stat upper: %w", err)
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	return max(z.off, min(z.end, f.ext.up(f.ext.limit), st.Size)), st.Size, nil
+	// Up to where the lower could show something. Not beyond the end of the file: to write there would make it larger.
+	end := max(z.off, min(z.end, f.ext.up(f.ext.limit), st.Size))
+	limit := f.ext.limit
+	f.mu.Unlock()
+	if end < z.end { // first: perhaps the file system does not know the mode, or so large a file
+		if err := f.fallocate(b, mode|unix.FALLOC_FL_KEEP_SIZE, end, z.end-end); err != nil {
+			return err
+		}
+	}
+	zero := func(p piece) (bool, error) { return true, f.writeZeros(b, span{p.off, p.end}) }
+	zeroUpper := func(p piece) (bool, error) {
+		if p.lower {
+			return true, nil
+		}
+		return zero(p)
+	}
+	err = f.eachPiece(span{z.off, min(but.off, end)}, false, zero)
+	if err == nil {
+		err = f.eachPiece(span{but.off, min(but.end, end)}, false, zeroUpper)
+	}
+	if err == nil {
+		err = f.eachPiece(span{max(z.off, but.end), end}, false, zero)
+	}
+	if err == nil && limit < end { // of the unit that the limit cuts
+		err = f.writeZeros(b, span{max(z.off, limit), end})
+	}
+	if err != nil || mode&unix.FALLOC_FL_KEEP_SIZE != 0 || z.end <= st.Size {
+		return err
+	}
+	return f.ftruncate(b, z.end)
 }
 
 // writeZeros writes zeros to z.
 // Preconditions: the units of z are reserved.
 func (f *File) writeZeros(b *backing, z span) error {
 	unit := f.opts.Unit
-	f.quiet.RLock()
-	defer f.quiet.RUnlock()
 	zeros := make([]byte, min(chunkBytes, z.end-z.off))
 	for at := z.off; at < z.end; {
 		p := zeros[:min(int64(len(zeros)), z.end-at)]
+		f.quiet.RLock()
 		n, err := f.runWrite(b, f.planWrite(p, at, span{at &^ (unit - 1), (at + int64(len(p)) + unit - 1) &^ (unit - 1)}))
+		f.quiet.RUnlock()
 		if n > 0 {
 			f.opts.Background.touched(f, at, at+int64(n), true)
 		}

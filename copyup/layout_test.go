@@ -2,6 +2,8 @@ package copyup
 
 import (
 	"bytes"
+	"errors"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -19,18 +21,30 @@ func TestZerosCostWhatTheyCover(t *testing.T) {
 		state   State
 		most    uint64 // bytes copied
 		inUpper int64  // bytes at most
+		sparse  bool   // the lower has data in its first and its last 100,000 bytes alone
 	}{
-		"small hole":      {punch, 10_000, 20_000, UpperShared, 2 * testUnit, 7 * testUnit},
-		"hole in a unit":  {punch, 10_000, 100, UpperShared, testUnit, testUnit},
-		"large hole":      {punch, 10_000, size - 20_000, Upper, 8 * testUnit, 8 * testUnit},
-		"all of it":       {punch, 0, size, Upper, 0, 0},
-		"hole at the end": {punch, size - 10_000, 1 << 20, UpperShared, testUnit, 4 * testUnit},
-		"zeros":           {zero, 10_000, 20_000, UpperShared, 2 * testUnit, 7 * testUnit},
-		"zeros at 0":      {zero, 0, 2 * testUnit, UpperShared, 0, 2 * testUnit},
+		"sparse, small hole":  {punch, 10_000, 20_000, UpperShared, 2 * testUnit, 7 * testUnit, true},
+		"sparse, in the hole": {punch, 200_000, 500_000, UpperShared, 0, 0, true},
+		"sparse, most of it":  {punch, 10_001, size - 20_001, Upper, 8 * testUnit, 8 * testUnit, true},
+		"sparse, a half":      {punch, 0, size / 2, UpperShared, testUnit, 100_000, true},
+		"sparse, zeros":       {zero, 50_000, size - 60_000, UpperShared, 2 * testUnit, 150_000, true},
+		"small hole":          {punch, 10_000, 20_000, UpperShared, 2 * testUnit, 7 * testUnit, false},
+		"hole in a unit":      {punch, 10_000, 100, UpperShared, testUnit, testUnit, false},
+		"large hole":          {punch, 10_000, size - 20_000, Upper, 8 * testUnit, 8 * testUnit, false},
+		"all of it":           {punch, 0, size, Upper, 0, 0, false},
+		"hole at the end":     {punch, size - 10_000, 1 << 20, UpperShared, testUnit, 4 * testUnit, false},
+		"zeros":               {zero, 10_000, 20_000, UpperShared, 2 * testUnit, 7 * testUnit, false},
+		"zeros at 0":          {zero, 0, 2 * testUnit, UpperShared, 0, 2 * testUnit, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := t.TempDir()
-			target, stats := newTargetIn(t, dir, lower), new(Stats)
+			lower := bytes.Clone(lower)
+			if c.sparse {
+				clear(lower[100_000 : size-100_000])
+			}
+			target, stats := newTargetIn(t, t.TempDir(), lower), new(Stats)
+			if c.sparse {
+				punchOut(t, target.path("lower"), 100_000, size-200_000)
+			}
 			f := New(target, Lower, &Options{Unit: testUnit, Stats: stats, Log: logTo(t)})
 			if err := f.Open(true); err != nil {
 				t.Fatal(err)
@@ -60,4 +74,59 @@ func TestZerosCostWhatTheyCover(t *testing.T) {
 			}
 		})
 	}
+}
+
+func punchOut(t *testing.T, path string, off, n int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestZerosThatFail: a range that the file system refuses leaves the file as it was; one that is zeros already, and only can't become a hole, is
+// none that failed.
+func TestZerosThatFail(t *testing.T) {
+	lower := pattern(1<<20, 5)
+	punch := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
+	t.Run("too large", func(t *testing.T) {
+		f := New(newTargetIn(t, t.TempDir(), lower), Lower, &Options{Unit: testUnit, Log: logTo(t)})
+		for _, off := range []int64{10_000, 0} {
+			want := bytes.Clone(lower)
+			err := f.Allocate(punch, off, 1<<62)
+			if err == nil { // some have no limit
+				clear(want[off:])
+			}
+			if got := content(t, f); err != nil && !errors.Is(err, unix.EFBIG) || !bytes.Equal(got, want[:len(got)]) {
+				t.Errorf("%v, the first difference at %d", err, differsAt(got, want))
+			}
+		}
+	})
+	t.Run("no hole", func(t *testing.T) {
+		s := newStage(t).scene(t, byRange, false, 0)
+		calls := 0
+		s.kernel.onCall = func(name string) {
+			if name == "fallocate" {
+				if calls++; s.State() == Upper {
+					s.kernel.onCall = nil
+					s.kernel.arm(1, injection{"ENOSPC", unix.ENOSPC})
+				}
+			}
+		}
+		if err := s.Allocate(punch, 0, int64(len(s.was))-testUnit); err != nil {
+			t.Fatal(err)
+		}
+		if !s.kernel.hasFired() {
+			t.Fatalf("no call failed of %d", calls)
+		}
+		want := bytes.Clone(s.was)
+		clear(want[:len(want)-testUnit])
+		if got := content(t, s.File); !bytes.Equal(got, want) {
+			t.Errorf("the first difference at %d", differsAt(got, want))
+		}
+	})
 }

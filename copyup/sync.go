@@ -28,11 +28,7 @@ func (f *File) SyncFor(dataOnly bool, seen *uint64) error {
 	if err != nil {
 		err = f.distrust(err)
 	}
-	missed, first := f.missed(seen)
-	if first && f.opts.Lost != nil {
-		f.opts.Lost(f.target, nil)
-	}
-	if err == nil {
+	if missed := f.missed(seen); err == nil {
 		err = missed
 	}
 	if err != nil || full == nil {
@@ -52,24 +48,48 @@ func (f *File) Failures() uint64 {
 	return f.heard
 }
 
-// missed gives the last failure if it is not among those seen, and counts all as seen. first: nobody was told of it before.
-func (f *File) missed(seen *uint64) (_ error, first bool) {
+// missed gives the last failure if it is not among those seen, and counts all as seen.
+func (f *File) missed(seen *uint64) error {
+	err := f.hear(seen)
+	if err != nil {
+		f.tellLost()
+	}
+	return err
+}
+
+func (f *File) hear(seen *uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if *seen == f.failures {
-		return nil, false
+		return nil
 	}
-	first = f.heard != f.failures
 	*seen, f.heard = f.failures, f.failures
-	return f.failure, first
+	return f.failure
 }
 
-// lost tells the overlay of a failure that nobody asked for.
-func (f *File) lost(err error) error {
-	if f.opts.Lost != nil {
+// tellLost tells the overlay if there is a failure now of which no user was told, or none any more.
+// Preconditions: the caller has no span.
+func (f *File) tellLost() {
+	if f.opts.Lost == nil {
+		return
+	}
+	f.telling.Lock() // so that what it is told last is how it is
+	defer f.telling.Unlock()
+	if err, changed := f.unheard(); changed {
 		f.opts.Lost(f.target, err)
 	}
-	return err
+}
+
+// unheard gives the failure that no user was told of, and whether there being one is news to the overlay.
+func (f *File) unheard() (err error, changed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost := f.heard != f.failures
+	changed, f.toldLost = lost != f.toldLost, lost
+	if lost {
+		err = f.failure
+	}
+	return err, changed
 }
 
 // syncShared makes a partial upper durable for the sake of its marks. Nobody asked for it: its error is kept for who does.
@@ -79,7 +99,8 @@ func (f *File) syncShared() error {
 	}
 	err := f.syncUpper(false)
 	if err != nil {
-		err = f.lost(f.distrust(err))
+		err = f.distrust(err)
+		f.tellLost()
 	}
 	return err
 }
@@ -91,7 +112,8 @@ func (f *File) checkWriteback(s span) bool { return f.writeback(f.sys.awaitWrite
 func (f *File) writeback(call func(fd int, off, length int64) error, s span) bool {
 	err := f.toDisk(func(fd int) error { return call(fd, s.off, s.end-s.off) })
 	if err != nil {
-		f.logf("copyup: writeback: %v", f.lost(f.distrust(err)))
+		f.logf("copyup: writeback: %v", f.distrust(err))
+		f.tellLost()
 	}
 	return err == nil
 }
@@ -101,11 +123,18 @@ func (f *File) writeback(call func(fd int, off, length int64) error, s span) boo
 func (f *File) toDisk(call func(fd int) error) error {
 	f.syncing.Lock()
 	defer f.syncing.Unlock()
-	err := f.withUpper(func(b *backing) error { return retryErr(func() error { return call(b.fd) }) })
+	asked := false
+	err := f.withUpper(func(b *backing) error {
+		asked = true
+		return retryErr(func() error { return call(b.fd) })
+	})
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err == nil {
+	switch {
+	case err == nil:
 		return f.doubt
+	case !asked: // the upper could not be opened: nothing is known to be lost
+		return err
 	}
 	err = fmt.Errorf("copyup: sync: %w", err)
 	f.doubt, f.failure = err, err

@@ -61,10 +61,13 @@ func (f *File) syncWritten(sync SyncMode) error {
 	if f.opts.Volatile || sync == SyncNone {
 		return nil
 	}
-	if err := f.syncUpper(sync == SyncData && f.isNamed()); err != nil {
-		return f.distrust(err)
+	err := f.syncUpper(sync == SyncData && f.isNamed())
+	if err != nil {
+		err = f.distrust(err)
+		var own uint64 // the writer is told; if it syncs as well, once more
+		_ = f.missed(&own)
 	}
-	return nil
+	return err
 }
 
 func (f *File) isNamed() bool {

@@ -125,10 +125,7 @@ func (fs *FS) openEngine() error {
 	}
 	fs.engine.LooseNames, fs.engine.StaleTails = !fs.keepsOrder(), fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
 	if !fs.readOnly() {
-		if fs.lost, err = openLost(fs.layers.work); err != nil {
-			return err
-		}
-		fs.engine.Lost = fs.noteLost
+		fs.lost, fs.engine.Lost = openLost(fs.layers.work), fs.noteLost
 		fs.engine.Background = copyup.NewBackground(fs.cfg.background())
 	}
 	return fs.settleNames()

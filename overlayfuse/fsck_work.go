@@ -82,13 +82,8 @@ func (c *checker) checkVolatile() error {
 
 // checkLost tells of writes that were lost and of which nobody was told yet. They can't be repaired; the next flush fails with them.
 func (c *checker) checkLost() {
-	lines, err := readLost(c.layers.work)
-	where := c.layers.work.path + "/" + lostName
-	if err != nil {
-		c.found(where, SeverityError, "%v", err)
-	}
-	for _, line := range lines {
-		c.found(where, SeverityWarning, "writes were lost before they reached the disk: %s", line)
+	for _, line := range readLost(c.layers.work) {
+		c.found(c.layers.work.path+"/"+lostName, SeverityWarning, "writes were lost before they reached the disk: %s", line)
 	}
 }
 

@@ -37,40 +37,27 @@ type lostWrites struct {
 }
 
 // openLost reads what earlier mounts left.
-func openLost(work layerRoot) (*lostWrites, error) {
-	l := &lostWrites{dir: work, files: map[uint64]string{}}
-	var err error
-	l.before, err = readLost(work)
-	return l, err
+func openLost(work layerRoot) *lostWrites {
+	return &lostWrites{dir: work, files: map[uint64]string{}, before: readLost(work)}
 }
 
-// readLost gives the lines of a workdir. One without any text was written when there was no space for it.
-func readLost(work layerRoot) ([]string, error) {
-	fd, err := openBeneath(work.fd, lostName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	fail := func(err error) error { return fmt.Errorf("workdir %s/%s: %w", work.path, lostName, err) }
-	if err != nil {
-		return nil, fail(err)
-	}
-	defer closeFD(fd)
-	st, err := statAt(fd, "")
-	if err != nil {
-		return nil, fail(err)
-	}
-	if !isReg(st.Mode) {
-		return nil, fail(fmt.Errorf("not a regular file: %w", unix.EINVAL))
+// readLost gives the lines of a workdir. A list without any text was written when there was no space for it, or can't be read: no mount
+// fails on its account. What is no file is not ours.
+func readLost(work layerRoot) []string {
+	st, err := statAt(work.fd, lostName)
+	if err != nil || !isReg(st.Mode) {
+		return nil
 	}
 	text := make([]byte, min(st.Size, mostLost*(2*unix.PathMax)))
-	n, err := ignoringEINTR(func() (int, error) { return unix.Pread(fd, text, 0) })
-	if err != nil {
-		return nil, fail(err)
+	n := 0
+	if fd, err := openBeneath(work.fd, lostName, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK); err == nil {
+		n, _ = ignoringEINTR(func() (int, error) { return unix.Pread(fd, text, 0) }) // as if there were none
+		closeFD(fd)
 	}
-	if lines := strings.FieldsFunc(string(text[:n]), func(r rune) bool { return r == '\n' }); len(lines) > 0 {
-		return lines, nil
+	if lines := strings.FieldsFunc(string(text[:max(n, 0)]), func(r rune) bool { return r == '\n' }); len(lines) > 0 {
+		return lines
 	}
-	return []string{"files whose names could not be kept"}, nil
+	return []string{"files whose names could not be kept"}
 }
 
 // noteLost is the engine's word that writes were lost, or that somebody was told.
@@ -83,7 +70,7 @@ func (fs *FS) noteLost(of copyup.Target, err error) {
 		fs.lost.told(t.in.ino)
 		return
 	}
-	if errKeep := fs.lost.add(t.in.ino, fmt.Sprintf("%q: %v", t.in.path(), errnoOf(err))); errKeep != nil {
+	if errKeep := fs.lost.add(t.in, fmt.Sprintf("%q: %v", t.in.path(), errnoOf(err))); errKeep != nil {
 		fs.log.WithError(errKeep).WithField("path", t.in.path()).Error("overlay: that writes were lost is not kept over an unmount")
 	}
 }
@@ -96,13 +83,14 @@ func errnoOf(err error) error {
 	return err
 }
 
-func (l *lostWrites) add(ino uint64, line string) error {
+// add keeps a line for a file, unless it has no name any more.
+func (l *lostWrites) add(in *inode, line string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.files[ino]; ok || len(l.files)+len(l.before) >= mostLost {
+	if _, ok := l.files[in.ino]; ok || in.isDead() || len(l.files)+len(l.before) >= mostLost {
 		return nil
 	}
-	l.files[ino] = line
+	l.files[in.ino] = line
 	fd, err := openIn(l.dir.fd, lostName, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("workdir %s/%s: %w", l.dir.path, lostName, err)

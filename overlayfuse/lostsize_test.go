@@ -43,6 +43,13 @@ func TestUpperThatLostItsSize(t *testing.T) {
 			do("", "put", "small/u/before", "")
 			do("", "truncate", "small/u/before", "4")
 			do("", "setxattr", "small/u/before", "trusted.overlay.metacopy", "p0")
+			// One that was, over several blocks: of the lower, nothing shows again when it grows.
+			do("", "put", "l1/grown", "")
+			do("", "open", "a", "l1/grown", "rw")
+			do("", "fill", "a", "0", "20000", "d")
+			do("", "close", "a")
+			do("", "put", "small/u/grown", "")
+			do("", "setxattr", "small/u/grown", "trusted.overlay.metacopy", "p0")
 			m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
 			if err == nil {
 				err = s.mount(m)
@@ -58,10 +65,13 @@ func TestUpperThatLostItsSize(t *testing.T) {
 			for _, name := range []string{"metacopy", "partial", "emptied", "before"} {
 				do("", "append", "m/"+name, "more")
 			}
+			do("", "truncate", "m/grown", "16000")
+			do("", "append", "m/grown", "more")
 			for range 2 { // then as the next mount finds them
 				do(c.added, "cat", "m/metacopy")
 				do(c.added, "cat", "m/partial")
 				do("more", "cat", "m/emptied")
+				do(".16000 m1 o1 r1 e1", "runs", "m/grown")
 				do("datamore", "cat", "m/before")
 				if _, err := s.umount("m"); err != nil {
 					t.Fatal(err)
