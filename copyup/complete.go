@@ -257,10 +257,7 @@ type copier struct {
 // data copies what has data in [off, end), and calls done for each part when it is there. end may cut the last unit.
 func (c *copier) data(off, end int64, done func(off, end int64)) error {
 	for pos := off; pos < end; {
-		data, hole, err := c.f.nextData(c.src, pos, end)
-		if unsupported(err) { // a file system that does not tell: everything is data
-			data, hole, err = pos, end, nil
-		}
+		data, hole, err := c.f.nextLowerData(c.src, pos, end)
 		if err != nil {
 			return err
 		}

@@ -185,7 +185,7 @@
 // # Sources
 //
 // Linux 6.18: fs/overlayfs/copy_up.c (order of data, attributes and name), fs/overlayfs/file.c (volatile drops O_SYNC),
-// fs/open.c (fallocate). man 2: copy_file_range, ioctl_ficlonerange, lseek, pwritev2, close, fsync, posix_fadvise.
+// fs/open.c (fallocate). man 2: copy_file_range, ioctl_ficlonerange, lseek, pwritev, close, fsync, posix_fadvise.
 //
 // # What it is not
 //

@@ -42,11 +42,7 @@ func (e *extents) missingIn(off, end int64) int64 {
 	if lo >= hi {
 		return 0
 	}
-	n := e.have.Rank(uint32(hi - 1))
-	if lo > 0 {
-		n -= e.have.Rank(uint32(lo - 1))
-	}
-	return hi - lo - int64(n)
+	return hi - lo - int64(e.have.CardinalityInRange(uint64(lo), uint64(hi)))
 }
 
 // full: the lower is needed no more.

@@ -60,6 +60,17 @@ func checkExtents(t *testing.T, rng *rand.Rand, e *extents, have []bool, limit i
 	if e.missing != missing || e.full() != (missing == 0) || !e.has(e.up(limit)) {
 		t.Errorf("missing %d, want %d", e.missing, missing)
 	}
+	units := int64(len(have))
+	lo := rng.Int64N(units + 3)
+	hi, in := lo+rng.Int64N(units+3-lo), int64(0)
+	for u := lo; u < min(hi, units); u++ {
+		if !have[u] {
+			in++
+		}
+	}
+	if got := e.missingIn(lo*e.unit, hi*e.unit); got != in {
+		t.Errorf("missing in units %d to %d of %d: %d, want %d", lo, hi, units, got, in)
+	}
 	size := limit + 5*e.unit
 	for off := int64(0); off < size; {
 		p := e.next(off, size)

@@ -280,10 +280,10 @@ func (f *File) zeroShared(mode uint32, z span) error {
 			return err
 		}
 	}
-	if rest { // what can fail for want of space comes before what can be seen
-		if err := f.populateBut(context.Background(), inner, nil); err != nil {
-			return err
-		}
+	if !rest {
+		inner = span{}
+	} else if err := f.populateBut(context.Background(), inner, nil); err != nil { // it may lack space: before anything can be seen
+		return err
 	}
 	if err := f.fillCut(s.end); err != nil {
 		return err
@@ -303,12 +303,7 @@ func (f *File) zeroShared(mode uint32, z span) error {
 	if c := f.cutUnit(s.end); c.off < c.end {
 		return errMoved
 	}
-	err = f.withUpper(func(b *backing) error {
-		if rest {
-			return f.makeZeros(b, mode, z, inner)
-		}
-		return f.makeZeros(b, mode, z, span{})
-	})
+	err = f.withUpper(func(b *backing) error { return f.makeZeros(b, mode, z, inner) })
 	release()
 	if err != nil || !rest {
 		return err
@@ -342,7 +337,7 @@ func (f *File) restIsLess(in span) (bool, error) {
 
 // missingData counts the bytes of a span that are data of the lower and missing in the upper, up to some number.
 func (f *File) missingData(s span, most int64) (n int64, _ error) {
-	err := f.eachPiece(s, true, func(p piece) (bool, error) {
+	err := f.eachPiece(s, func(p piece) (bool, error) {
 		if p.lower {
 			n += p.end - p.off
 		}
@@ -353,12 +348,12 @@ func (f *File) missingData(s span, most int64) (n int64, _ error) {
 
 // eachPiece calls do for each part of s, up to the limit, that the upper has, and for each that only the lower has and that is data there,
 // until do gives false.
-func (f *File) eachPiece(s span, onlyLower bool, do func(piece) (bool, error)) error {
+func (f *File) eachPiece(s span, do func(piece) (bool, error)) error {
 	lower, err := f.acquire(true)
+	if errors.Is(err, errMoved) {
+		return nil
+	}
 	if err != nil {
-		if errors.Is(err, errMoved) {
-			return nil
-		}
 		return err
 	}
 	defer f.release(lower)
@@ -371,12 +366,10 @@ func (f *File) eachPiece(s span, onlyLower bool, do func(piece) (bool, error)) e
 		p := f.ext.next(s.off, min(s.end, f.ext.limit))
 		f.mu.Unlock()
 		s.off = p.end
-		switch {
-		case !p.lower && onlyLower:
-		case !p.lower:
-			more, err = do(p)
-		default:
+		if p.lower {
 			more, err = f.eachData(lower, p, do)
+		} else {
+			more, err = do(p)
 		}
 		if err != nil {
 			return err
@@ -388,10 +381,7 @@ func (f *File) eachPiece(s span, onlyLower bool, do func(piece) (bool, error)) e
 // eachData calls do for each part of a piece of the lower that is data.
 func (f *File) eachData(lower *backing, p piece, do func(piece) (bool, error)) (more bool, _ error) {
 	for at := p.off; at < p.end; {
-		data, hole, err := f.nextData(lower.fd, at, p.end)
-		if unsupported(err) { // a file system that does not tell: everything is data
-			data, hole, err = at, p.end, nil
-		}
+		data, hole, err := f.nextLowerData(lower.fd, at, p.end)
 		if err != nil || data >= p.end {
 			return err == nil, err
 		}
@@ -430,12 +420,12 @@ func (f *File) makeZeros(b *backing, mode uint32, z, but span) error {
 		}
 		return zero(p)
 	}
-	err = f.eachPiece(span{z.off, min(but.off, end)}, false, zero)
+	err = f.eachPiece(span{z.off, min(but.off, end)}, zero)
 	if err == nil {
-		err = f.eachPiece(span{but.off, min(but.end, end)}, false, zeroUpper)
+		err = f.eachPiece(span{but.off, min(but.end, end)}, zeroUpper)
 	}
 	if err == nil {
-		err = f.eachPiece(span{max(z.off, but.end), end}, false, zero)
+		err = f.eachPiece(span{max(z.off, but.end), end}, zero)
 	}
 	if err == nil && limit < end { // of the unit that the limit cuts
 		err = f.writeZeros(b, span{max(z.off, limit), end})
@@ -449,12 +439,11 @@ func (f *File) makeZeros(b *backing, mode uint32, z, but span) error {
 // writeZeros writes zeros to z.
 // Preconditions: the units of z are reserved.
 func (f *File) writeZeros(b *backing, z span) error {
-	unit := f.opts.Unit
 	zeros := make([]byte, min(chunkBytes, z.end-z.off))
 	for at := z.off; at < z.end; {
 		p := zeros[:min(int64(len(zeros)), z.end-at)]
 		f.quiet.RLock()
-		n, err := f.runWrite(b, f.planWrite(p, at, span{at &^ (unit - 1), (at + int64(len(p)) + unit - 1) &^ (unit - 1)}))
+		n, err := f.runWrite(b, f.planWrite(p, at))
 		f.quiet.RUnlock()
 		if n > 0 {
 			f.opts.Background.touched(f, at, at+int64(n), true)

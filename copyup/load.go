@@ -97,6 +97,14 @@ func (f *File) nextData(fd int, pos, limit int64) (data, hole int64, err error) 
 	return data, min(hole, limit), nil
 }
 
+// nextLowerData is nextData of a lower. Where its file system does not tell, everything is data.
+func (f *File) nextLowerData(fd int, pos, limit int64) (data, hole int64, err error) {
+	if data, hole, err = f.nextData(fd, pos, limit); unsupported(err) {
+		return pos, limit, nil
+	}
+	return data, hole, err
+}
+
 func (f *File) seekFD(fd int, off int64, whence int) (int64, error) {
 	return retry(func() (int64, error) { return f.sys.lseek(fd, off, whence) })
 }

@@ -13,7 +13,7 @@ import (
 
 // WriteAt writes to the upper, after the copy-up if there is none yet; of a partial file, only the units that p touches.
 // Writes to different units of a file run in parallel. Writing nothing does nothing.
-// Errors: those of a copy-up, and then nothing was written; those of pwritev2(2), and then the first n bytes were; of a sync, and
+// Errors: those of a copy-up, and then nothing was written; those of pwritev(2), and then the first n bytes were; of a sync, and
 // then p may have been written, as on a plain file.
 // Crash: each unit that p touches is old or new or, where p covers it in part, old with new in it.
 func (f *File) WriteAt(p []byte, off int64, sync SyncMode) (int, error) {
@@ -30,17 +30,16 @@ func (f *File) WriteAt(p []byte, off int64, sync SyncMode) (int, error) {
 	if err := f.raise(context.Background(), anySize()); err != nil {
 		return 0, err
 	}
+	n, err := 0, errMoved
 	if f.State() == UpperShared {
-		n, err := f.writeShared(p, off, sync)
-		if !errors.Is(err, errMoved) {
-			return n, err
-		}
+		n, err = f.writeShared(p, off)
 	}
-	n := 0
-	err := f.withUpper(func(b *backing) (err error) {
-		n, err = f.pwriteFull(b.fd, [][]byte{p}, off)
-		return err
-	})
+	if errors.Is(err, errMoved) {
+		err = f.withUpper(func(b *backing) (err error) {
+			n, err = f.pwriteFull(b.fd, [][]byte{p}, off)
+			return err
+		})
+	}
 	if n > 0 {
 		f.opts.Background.touched(f, off, off+int64(n), true)
 	}
@@ -79,22 +78,19 @@ func (f *File) isNamed() bool {
 // writeShared writes to a partial file. Units that are missing in the upper are written whole, in one call with what
 // the lower has around p, so that none of them ever shows zeros.
 // Errors: errMoved, with nothing written, if the file is partial no more.
-func (f *File) writeShared(p []byte, off int64, sync SyncMode) (int, error) {
-	unit := f.opts.Unit
-	whole := span{off &^ (unit - 1), (off + int64(len(p)) + unit - 1) &^ (unit - 1)}
-	w, release, err := f.reserveWrite(p, off, whole)
+func (f *File) writeShared(p []byte, off int64) (n int, _ error) {
+	w, release, err := f.reserveWrite(p, off)
 	if err != nil {
 		return 0, err
 	}
 	defer release()
-	if s := f.cutUnit(whole.end); w.grows && s.off < s.end && s.off < whole.off {
+	if s := f.cutUnit(w.whole.end); w.grows && s.off < s.end && s.off < w.whole.off {
 		release()
-		if err := f.fillCut(whole.end); err != nil {
+		if err := f.fillCut(w.whole.end); err != nil {
 			return 0, err
 		}
-		return f.writeShared(p, off, sync)
+		return f.writeShared(p, off)
 	}
-	n := 0
 	err = f.withUpper(func(b *backing) (err error) {
 		if err := f.storeLimit(b); err != nil {
 			return err
@@ -104,23 +100,14 @@ func (f *File) writeShared(p []byte, off int64, sync SyncMode) (int, error) {
 		n, err = f.runWrite(b, w)
 		return err
 	})
-	release()
-	if n > 0 {
-		f.opts.Background.touched(f, off, off+int64(n), true)
-	}
-	if err == nil {
-		if err = f.syncWritten(sync); err != nil {
-			return 0, err
-		}
-	}
 	return n, err
 }
 
 // reserveWrite reserves the units of a write. One that may fail half done and leave a larger file reserves what is behind it as well, where
 // others could make the file larger meanwhile.
 // Errors: errMoved if the file is partial no more.
-func (f *File) reserveWrite(p []byte, off int64, whole span) (w write, release func(), err error) {
-	for s := whole; ; s.end = math.MaxInt64 {
+func (f *File) reserveWrite(p []byte, off int64) (w write, release func(), err error) {
+	for s := f.units(off, off+int64(len(p))); ; s.end = math.MaxInt64 {
 		release, ok, err := f.reserveMapped(s)
 		if err == nil && !ok {
 			err = errMoved
@@ -128,7 +115,7 @@ func (f *File) reserveWrite(p []byte, off int64, whole span) (w write, release f
 		if err != nil {
 			return w, nil, err
 		}
-		if w = f.planWrite(p, off, whole); !w.missing || !w.grows || s.end == math.MaxInt64 {
+		if w = f.planWrite(p, off); !w.missing || !w.grows || s.end == math.MaxInt64 {
 			return w, release, nil
 		}
 		release()
@@ -148,10 +135,17 @@ type write struct {
 	grows      bool // may end beyond the limit, and so make the file larger
 }
 
-func (f *File) planWrite(p []byte, off int64, whole span) write {
+// units is [off, end) rounded out to units.
+func (f *File) units(off, end int64) span {
+	unit := f.opts.Unit
+	return span{off &^ (unit - 1), (end + unit - 1) &^ (unit - 1)}
+}
+
+func (f *File) planWrite(p []byte, off int64) write {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	end := off + int64(len(p))
+	whole := f.units(off, end)
 	w := write{p: p, off: off, whole: whole, head: span{off, off}, tail: span{end, end}, grows: end > f.ext.limit}
 	for at := whole.off; at < min(whole.end, f.ext.limit) && !w.missing; {
 		piece := f.ext.next(at, whole.end)
@@ -257,10 +251,20 @@ func (f *File) takeBack(upper *backing, w write, end, size int64, cause error) (
 // Preconditions: s is reserved.
 func (f *File) empty(upper *backing, s span, cause error) error {
 	f.noteScarce(cause)
-	for m := f.firstMissing(s); m.off < m.end; m = f.firstMissing(span{m.end, s.end}) {
+	return f.eachMissing(s, func(m span) error {
 		if err := f.punch(upper, m.off, m.end-m.off); err != nil {
 			f.Poison(fmt.Errorf("copyup: %w: units at %d to %d half written: %w", ErrInDoubt, m.off, m.end, errors.Join(cause, err)))
 			return f.Err()
+		}
+		return nil
+	})
+}
+
+// eachMissing calls do for the missing units of s, up to a chunk at a time.
+func (f *File) eachMissing(s span, do func(span) error) error {
+	for m := f.firstMissing(s); m.off < m.end; m = f.firstMissing(span{m.end, s.end}) {
+		if err := do(m); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -287,12 +291,7 @@ func (f *File) allocateScarce(fd int, w write) error {
 	if !w.missing || !f.scarce() {
 		return nil
 	}
-	for m := f.firstMissing(w.whole); m.off < m.end; m = f.firstMissing(span{m.end, w.whole.end}) {
-		if err := f.allocate(fd, m.off, m.end-m.off); err != nil {
-			return err
-		}
-	}
-	return nil
+	return f.eachMissing(w.whole, func(m span) error { return f.allocate(fd, m.off, m.end-m.off) })
 }
 
 // allocate is fallocate(2) of blocks that are to be written next; what the file system can't do is no error.

@@ -55,15 +55,7 @@ func TestFullDisk(t *testing.T) {
 			mountSmall(t, small, l)
 			do := func(want string, words ...string) {
 				t.Helper()
-				r, err := s.do("", words)
-				if err != nil || r.Bad != "" {
-					t.Fatalf("%v: %v %s", words, err, r.Bad)
-				}
-				got := r.Out
-				if r.Errno != "" {
-					got = r.Errno
-				}
-				if want != "*" && got != want {
+				if got := s.mustDo(t, words...); want != "*" && got != want {
 					t.Errorf("%v: got %q, want %q", words, got, want)
 				}
 			}
@@ -144,14 +136,7 @@ func littleSpace(t *testing.T, l limited, kib int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	do := func(words ...string) string {
-		t.Helper()
-		r, err := s.do("", words)
-		if err != nil || r.Bad != "" {
-			t.Fatalf("%v: %v %s", words, err, r.Bad)
-		}
-		return r.Out + r.Errno
-	}
+	do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
 	small := filepath.Join(s.dir, "small")
 	mountSmall(t, small, l)
 	for _, d := range []string{"u", "w"} {
@@ -234,6 +219,19 @@ func littleSpace(t *testing.T, l limited, kib int) {
 	if _, err := s.umount("m"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// mustDo gives what a request wrote, or the name of its error.
+func (s *script) mustDo(t *testing.T, words ...string) string {
+	t.Helper()
+	r, err := s.do("", words)
+	if err != nil || r.Bad != "" {
+		t.Fatalf("%v: %v %s", words, err, r.Bad)
+	}
+	if r.Errno != "" {
+		return r.Errno
+	}
+	return r.Out
 }
 
 func syncFile(path string) error {

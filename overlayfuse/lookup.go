@@ -356,25 +356,33 @@ func (fs *FS) endQuiet(o objectAt, st *unix.Stat_t) error {
 	if err != nil {
 		return fmt.Errorf("read %s: %w", wasMark, err)
 	}
+	// Of one that is in use the completion is running.
+	return fs.mendUnused(o, st, func(fd int) error {
+		q, err := decodeQuiet(v)
+		if err != nil {
+			return err
+		}
+		if err := q.restore(fd); err != nil {
+			return err
+		}
+		st.Atim, st.Mtim = q.atime, q.mtime
+		return fs.removeMark(fd, wasMark)
+	})
+}
+
+// mendUnused calls mend with a regular file of the upper, open for reading, unless an inode has it.
+func (fs *FS) mendUnused(o objectAt, st *unix.Stat_t, mend func(fd int) error) error {
 	fs.mending.Lock()
 	defer fs.mending.Unlock()
-	if fs.tab.hasUpper(keyOf(st)) { // the completion is running
+	if fs.tab.hasUpper(keyOf(st)) {
 		return nil
-	}
-	q, err := decodeQuiet(v)
-	if err != nil {
-		return err
 	}
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
 	defer closeFD(fd)
-	if err := q.restore(fd); err != nil {
-		return err
-	}
-	st.Atim, st.Mtim = q.atime, q.mtime
-	return fs.removeMark(fd, wasMark)
+	return mend(fd)
 }
 
 // getSize is the size of the file at path (objectAt.path).
@@ -396,26 +404,12 @@ func (fs *FS) readUpperData(lower *entry, o objectAt, st *unix.Stat_t) (upperDat
 	switch {
 	case err != nil || marks.data == dataHere || fs.readOnly():
 	case st.Size > 0 && marks.emptied:
-		err = fs.unmeanEmpty(o, st)
+		// A truncation to 0 that was killed before it began; or one that is about to begin, of a file that is in use.
+		err = fs.mendUnused(o, st, func(fd int) error { return fs.setMark(fd, metacopyMark, []byte(partialValue)) })
 	case st.Size == 0 && !marks.emptied && fs.engine.LooseNames:
 		limit, err = fs.mendSize(lower, o, st, marks.limit)
 	}
 	return marks.data, limit, err
-}
-
-// unmeanEmpty takes back what a truncation to 0 said that was killed before it began.
-func (fs *FS) unmeanEmpty(o objectAt, st *unix.Stat_t) error {
-	fs.mending.Lock()
-	defer fs.mending.Unlock()
-	if fs.tab.hasUpper(keyOf(st)) { // it is about to begin
-		return nil
-	}
-	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
-	if err != nil {
-		return fmt.Errorf("open: %w", err)
-	}
-	defer closeFD(fd)
-	return fs.setMark(fd, metacopyMark, []byte(partialValue))
 }
 
 // mendSize gives a file that has its marks and has lost its size in a crash the lower's again, up to the limit stored, and gives the limit

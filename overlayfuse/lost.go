@@ -29,7 +29,7 @@ const mostLost = 1000
 
 // lostWrites are those of one upper.
 type lostWrites struct {
-	dir layerRoot // the workdir; not open: nothing is kept
+	dir layerRoot // the workdir
 
 	mu     sync.Mutex
 	files  map[uint64]string // lines, by inode number
@@ -91,7 +91,7 @@ func (l *lostWrites) add(in *inode, line string) error {
 		return nil
 	}
 	l.files[in.ino] = line
-	fd, err := openIn(l.dir.fd, lostName, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	fd, err := openIn(l.dir.fd, lostName, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("workdir %s/%s: %w", l.dir.path, lostName, err)
 	}

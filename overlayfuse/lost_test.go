@@ -61,14 +61,7 @@ func TestLostWritesAreTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := newThinDisk(t, s.dir)
-	do := func(words ...string) string {
-		t.Helper()
-		r, err := s.do("", words)
-		if err != nil || r.Bad != "" {
-			t.Fatalf("%v: %v %s", words, err, r.Bad)
-		}
-		return r.Out + r.Errno
-	}
+	do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
 	must := func(want string, words ...string) {
 		t.Helper()
 		if got := do(words...); got != want {
