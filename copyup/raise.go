@@ -170,6 +170,9 @@ func (r *raiser) count() {
 	s.BytesCloned.Add(uint64(r.cloned))
 	s.BytesCopied.Add(uint64(r.copied))
 	s.NotCopied.Add(-r.copied)
+	if r.want.cut { // nobody would have copied that
+		s.NotCopied.Add(-max(0, min(r.lower.limit, r.before.Size)-r.keep))
+	}
 	switch {
 	case r.cloned == r.keep && r.cloned > 0:
 		s.Reflinked.Add(1)

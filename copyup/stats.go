@@ -15,7 +15,7 @@ type Stats struct {
 	BytesCopied  atomic.Uint64 // bytes of lowers that were written to uppers
 	BytesCloned  atomic.Uint64 // bytes that uppers share with lowers by reflink
 	BytesDropped atomic.Uint64 // bytes of uppers that were dropped from the page cache once they were written back
-	NotCopied    atomic.Int64  // bytes that a whole copy-up of the same files would have copied and that were not, now
+	NotCopied    atomic.Int64  // bytes that a whole copy-up of the same files would have copied and that were not, now; below 0 by earlier mounts' files
 
 	Poisoned atomic.Uint64 // Files that answer EIO because upper and memory are in doubt
 
@@ -23,7 +23,8 @@ type Stats struct {
 	scarce  atomic.Int64 // until when it counts as short of space, in ns since the epoch
 }
 
-// Counters is Stats at one moment. Counts are of files or events, Bytes of bytes.
+// Counters is Stats at one moment. Counts are of files or events, Bytes of bytes. NotCopied is 0 at least: what an earlier mount spared and
+// this one copied counts for nothing.
 type Counters struct {
 	Avoided      uint64 `json:"avoided"`
 	Deferred     uint64 `json:"deferred"`
@@ -45,6 +46,6 @@ func (s *Stats) Read() Counters {
 		Avoided: s.Avoided.Load(), Deferred: s.Deferred.Load(), Faults: s.Faults.Load(), Partial: s.Partial.Load(),
 		Reflinked: s.Reflinked.Load(), Completed: s.Completed.Load(), Failed: s.Failed.Load(),
 		BytesCopied: s.BytesCopied.Load(), BytesCloned: s.BytesCloned.Load(), BytesDropped: s.BytesDropped.Load(),
-		NotCopied: s.NotCopied.Load(), Poisoned: s.Poisoned.Load(),
+		NotCopied: max(0, s.NotCopied.Load()), Poisoned: s.Poisoned.Load(),
 	}
 }

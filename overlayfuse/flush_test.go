@@ -338,6 +338,27 @@ func TestInspect(t *testing.T) {
 	}
 }
 
+// TestCountsOfATruncatedFile: nobody copies what is cut off, so it counts as spared by no one; and what an earlier mount spared does not
+// take a later one's count below 0.
+func TestCountsOfATruncatedFile(t *testing.T) {
+	o := newOffline(t, map[string]int{"emptied": 1 << 20, "half": 1 << 20, "later": 1 << 20})
+	must(t, o.data(o.get("emptied")).Truncate(0))
+	if c := o.Inspect().Counters; c.Avoided != 1 || c.NotCopied != 0 {
+		t.Errorf("truncated to 0: %+v", c)
+	}
+	must(t, o.data(o.get("half")).Truncate(512<<10))
+	if c := o.Inspect().Counters; c.Avoided != 1 || c.NotCopied != 512<<10 {
+		t.Errorf("truncated to half: %+v", c)
+	}
+	o.write("later", "x", 0)
+	must(t, o.close())
+	again := openOffline(t, o.dir)
+	must(t, again.data(again.get("later")).Complete(context.Background()))
+	if c := again.Inspect().Counters; c.NotCopied != 0 || c.BytesCopied < 1<<20-64<<10 {
+		t.Errorf("completed by the next mount: %+v", c)
+	}
+}
+
 // TestFlushFailsOnAPoisonedFile, whatever its marks say: nobody knows whether they are right.
 func TestFlushFailsOnAPoisonedFile(t *testing.T) {
 	for _, data := range []string{"partial", "meta", "whole"} {
