@@ -74,6 +74,8 @@ type flusher struct {
 	meter *FlushMeter
 	queue int // the most inodes that wait at once
 	stats FlushStats
+
+	unsyncable bool // the upper has objects that fsync(2) can't be called for
 }
 
 func (f *flusher) run() error {

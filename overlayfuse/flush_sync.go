@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -13,7 +14,7 @@ import (
 // syncers is how many files a flush syncs at once: journal commits of several files then share one wait.
 const syncers = 8
 
-// sync makes every object of the upper durable: files first, then the directories that name them.
+// sync makes every object of the upper durable: files first, then the directories that name them, then what can't be synced by itself.
 func (f *flusher) sync() error {
 	g, ctx := errgroup.WithContext(f.ctx)
 	g.SetLimit(syncers)
@@ -29,14 +30,21 @@ func (f *flusher) sync() error {
 	if err != nil {
 		return err
 	}
-	return f.syncDirs(d.fd)
+	if err := f.syncDirs(d.fd); err != nil || !f.unsyncable {
+		return err
+	}
+	if err := f.fs.syncMetadata(); err != nil {
+		return fmt.Errorf("sync the attributes of symlinks and special files: %w", err)
+	}
+	return nil
 }
 
 func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) error {
-	return f.each(dir, func(fd int, name string, mode uint32) error {
+	return f.each(dir, func(fd int, name string, st *unix.Stat_t) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("flush: %w (%w)", context.Cause(ctx), unix.EINTR)
 		}
+		mode := st.Mode
 		switch {
 		case isDir(mode):
 			return f.syncTree(ctx, g, fd)
@@ -47,18 +55,74 @@ func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) erro
 			}
 			f.stats.Synced++
 			g.Go(func() error { return f.syncClose(file, name) })
+		case !isWhiteout(st): // of which nothing but the name counts
+			f.unsyncable = true
 		}
-		return nil // the others have no data of their own
+		return nil
 	})
+}
+
+// syncMetadata makes durable what was done before to objects that fsync(2) can't be called for: owner, mode, times and xattrs of symlinks,
+// FIFOs, sockets and devices. It writes back no data of others: ext4 and xfs have one journal for all metadata, in order, so the fsync of
+// a file that was made just now makes durable what was done before; btrfs commits its transaction.
+func (fs *FS) syncMetadata() error {
+	var err error
+	switch fs.layers.upper.fsType {
+	case unix.TMPFS_MAGIC:
+		return nil
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC:
+		err = fs.commitJournal()
+	case unix.BTRFS_SUPER_MAGIC:
+		err = fs.commitTransaction()
+	default:
+		err = unix.EOPNOTSUPP
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSPC) ||
+		errors.Is(err, unix.EDQUOT) {
+		return fs.layers.syncUpper()
+	}
+	return err
+}
+
+func (fs *FS) commitJournal() error {
+	fd, err := fs.tmpfile(0o600)
+	if err != nil {
+		return err
+	}
+	defer closeFD(fd)
+	return unix.Fsync(fd)
+}
+
+// Of linux/btrfs.h.
+const (
+	ioctlBtrfsStartSync = 0x80089418 // BTRFS_IOC_START_SYNC: gives the transaction that it begins to commit, or the last one
+	ioctlBtrfsWaitSync  = 0x40089416 // BTRFS_IOC_WAIT_SYNC
+)
+
+// commitTransaction commits what btrfs has in memory of metadata. Compare: fs/btrfs/ioctl.c:btrfs_ioctl_start_sync(), which does not begin to
+// write data back, other than BTRFS_IOC_SYNC (Linux 6.18).
+func (fs *FS) commitTransaction() error {
+	root, err := openReal(fs.layers.upper.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }() // nothing was written
+	var id uint64
+	for _, request := range []uintptr{ioctlBtrfsStartSync, ioctlBtrfsWaitSync} {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, root.Fd(), request, uintptr(unsafe.Pointer(&id))); errno != 0 {
+			return fmt.Errorf("commit the transaction: %w", errno)
+		}
+	}
+	return nil
 }
 
 // syncDirs syncs directories from below.
 func (f *flusher) syncDirs(dir int) error {
-	err := f.each(dir, func(fd int, _ string, mode uint32) error {
+	err := f.each(dir, func(fd int, _ string, st *unix.Stat_t) error {
 		if err := f.interrupted(); err != nil {
 			return err
 		}
-		if isDir(mode) {
+		if isDir(st.Mode) {
 			return f.syncDirs(fd)
 		}
 		return nil
@@ -85,7 +149,7 @@ func (f *flusher) syncClose(file *os.File, name string) error {
 
 // each visits what the entries of a directory of the upper are when they are visited: the mount may change it meanwhile, and what
 // it adds is for a later flush.
-func (f *flusher) each(dir int, visit func(fd int, name string, mode uint32) error) error {
+func (f *flusher) each(dir int, visit func(fd int, name string, st *unix.Stat_t) error) error {
 	names, err := listNames(dir)
 	if err != nil {
 		return fmt.Errorf("read upper directory: %w", err)
@@ -98,7 +162,7 @@ func (f *flusher) each(dir int, visit func(fd int, name string, mode uint32) err
 	return nil
 }
 
-func (f *flusher) one(dir int, name string, visit func(fd int, name string, mode uint32) error) error {
+func (f *flusher) one(dir int, name string, visit func(fd int, name string, st *unix.Stat_t) error) error {
 	fd, err := openIn(dir, name, unix.O_PATH, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
@@ -111,7 +175,7 @@ func (f *flusher) one(dir int, name string, visit func(fd int, name string, mode
 	if err != nil {
 		return fmt.Errorf("stat upper %q: %w", name, err)
 	}
-	return visit(fd, name, st.Mode)
+	return visit(fd, name, &st)
 }
 
 func syncClose(file *os.File, name string) error {

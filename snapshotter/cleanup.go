@@ -17,7 +17,8 @@ import (
 // Errors: the first cause for each thing that could not be deleted, joined; the rest is deleted. If it is not known what is in
 // use, nothing is deleted.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	if err := s.reconcile(ctx); err != nil {
+	faults, err := s.reconcile(ctx)
+	if err != nil {
 		return fmt.Errorf("cleanup: %w", err)
 	}
 	used, err := s.inUse(ctx)
@@ -32,7 +33,9 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("cleanup: %w", err)
 	}
-	var faults []error
+	for i := range faults { // of single mounts; what they use is known nevertheless
+		faults[i] = fmt.Errorf("cleanup: %w", faults[i])
+	}
 	for _, dir := range garbage {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(faults, err)...)
@@ -63,7 +66,7 @@ func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool)
 		kind, ok := known[name]
 		switch {
 		case strings.HasPrefix(name, tempPrefix), strings.HasPrefix(name, garbagePrefix):
-			if !used[name] {
+			if !used[name] && !used[garbageOf(name)] {
 				garbage = append(garbage, s.root.snapshot(name))
 			}
 		case !ok && !used[name]:
@@ -85,7 +88,8 @@ func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool)
 	return garbage, nil
 }
 
-// inUse is the names in snapshots/ that a mount still shows, of snapshots or of what is left of them.
+// inUse is the names in snapshots/ that a mount still shows, of snapshots or of what is left of them; and garbageOf the garbage of those
+// whose work directory is used.
 //
 // Errors: errdefs.ErrUnavailable if the mount server cannot be asked although mounts of its live.
 func (s *Snapshotter) inUse(ctx context.Context) (map[string]bool, error) {
@@ -102,6 +106,9 @@ func (s *Snapshotter) inUse(ctx context.Context) (map[string]bool, error) {
 		return nil, err
 	}
 	for _, spec := range specs {
+		if id, ok := strings.CutPrefix(spec.ID, s.root.mounts()+"/"); ok && spec.Work != "" {
+			used[garbagePrefix+id] = true // its files may be opened by way of the index, in what a commit made garbage
+		}
 		for _, dir := range append([]string{spec.Upper, spec.Work}, spec.Lower...) {
 			if rest, ok := strings.CutPrefix(dir, s.root.snapshots()+"/"); ok {
 				name, _, _ := strings.Cut(rest, "/")
@@ -111,6 +118,9 @@ func (s *Snapshotter) inUse(ctx context.Context) (map[string]bool, error) {
 	}
 	return used, nil
 }
+
+// garbageOf gives the part of a garbage name that all garbage of one id has.
+func garbageOf(name string) string { return name[:max(0, strings.LastIndexByte(name, '-'))] }
 
 // garbageName is a name that nothing had and nothing will have.
 func garbageName(id string) string { return garbagePrefix + id + "-" + rand.Text() }

@@ -158,10 +158,37 @@ func TestCommitWhileBound(t *testing.T) {
 		require.True(t, errdefs.IsNotFound(err), "%v", err)
 		child := b.container("child", "three")
 		requireFile(t, child+"/etc/mine", "3")
-		b.requireClean()
+		require.NoError(t, b.s.Cleanup(b.ctx))
 		requireFile(t, c+"/etc/mine", "3")
 		requireFile(t, child+"/etc/one", "1")
+		require.NoError(t, detach(c))
+		b.requireClean()
+		requireFile(t, child+"/etc/one", "1")
 	})
+}
+
+// TestIndexOfABoundCommit: a hard link of a lower layer whose other name is out of sight is opened by way of the index, which is in the work
+// directory. It stays for as long as the mount that outlives its commit.
+func TestIndexOfABoundCommit(t *testing.T) {
+	b := fuseBench(t)
+	b.layer("one", "", func(dir string) {
+		write(t, dir+"/d/a", "data")
+		require.NoError(t, os.Link(dir+"/d/a", dir+"/d/b"))
+	})
+	b.layer("two", "one", func(dir string) {
+		require.NoError(t, os.Mkdir(dir+"/d", 0o755))
+		whiteout(t, dir+"/d/b")
+	})
+	c := b.container("c", "two")
+	write(t, c+"/d/a", "mine")
+	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+	require.NoError(t, b.s.Cleanup(b.ctx))
+	requireFile(t, c+"/d/a", "mine")
+	require.NoError(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0))
+	requireFile(t, c+"/d/a", "mine")
+	require.NoError(t, detach(c))
+	b.requireClean()
+	requireFile(t, b.view("v", "three")+"/d/a", "mine")
 }
 
 func TestCommitRefusals(t *testing.T) {

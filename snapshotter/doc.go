@@ -52,6 +52,13 @@
 // the commit fail, as containerd's callers unmount first and a running writer's last words could only be lost. The mount point
 // goes after the transaction, when nothing can fail any more.
 //
+// A mount server that died ends no writing: files that the kernel passes through are written as before. So its mount is taken away only
+// once it is read-only, and is kept aside until then (mounts/ID.dead-RANDOM); while something can be written through it, the
+// snapshot cannot be committed (deadmount.go).
+//
+// An active snapshot without a parent is no mount of ours but its directory, bound, as with containerd's own snapshotters: who still has it
+// bound after the commit can change the layer.
+//
 // Deviation from containerd's overlayfs snapshotter: there, a layer committed while mounted goes on changing
 // (TestCommitWhileBound, TestCommitWhileAFileIsOpenForWriting).
 //
@@ -65,6 +72,7 @@
 //	 rename it to ID/              ID without an id, given again     the next Prepare, Cleanup
 //	 end of transaction            a snapshot nobody mounted         Mounts
 //	 make mounts/ID                an empty mount point              Mounts, or reconcile
+//	 put a dead mount aside        ID.dead-RANDOM                    Commit, Remove, or reconcile
 //	 mount                         a session of a live snapshot      kept; Mounts finds it
 //	Commit
 //	 mount read-only               active, but read-only             reconcile, Mounts

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"os"
 	"sync"
+
+	"github.com/containerd/continuity"
 )
 
 // layerMarks say what a committed layer holds beside plain files, and so which mounts show it right.
 //
 // They are found at commit and kept in marks.json beside the layer: a cache of what a scan finds, so a missing or torn file
-// only costs a scan. They never change: a committed layer never changes.
+// only costs a scan. They never change: a committed layer never changes. But a commit that fails late leaves those of a layer that goes
+// on changing, so they are durable, and replaced as a whole, before the transaction that makes them count.
 type layerMarks struct {
 	Version int `json:"version"`
 	// Whiteouts: character devices 0/0.
@@ -98,7 +101,11 @@ func (s *Snapshotter) writeMarks(id string, m layerMarks) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.root.marks(id), err)
 	}
-	if err := os.WriteFile(s.root.marks(id), append(text, '\n'), 0o600); err != nil {
+	err = continuity.AtomicWriteFile(s.root.marks(id), append(text, '\n'), 0o600)
+	if err == nil {
+		err = syncDirectory(s.root.snapshot(id))
+	}
+	if err != nil {
 		return fmt.Errorf("write marks: %w", err)
 	}
 	return nil

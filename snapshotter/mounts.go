@@ -189,8 +189,7 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, spec MountSpec) error {
 		case live != nil:
 			return nil
 		}
-		// what is mounted there is dead: its mount server is gone
-		if err := detach(spec.MountPoint); err != nil {
+		if err := s.retire(spec.MountPoint); err != nil {
 			return err
 		}
 	}

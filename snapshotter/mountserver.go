@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,12 +24,16 @@ type MountServer struct {
 	Command   []string
 	// StartTimeout is how long Command may take to answer.
 	StartTimeout time.Duration
-	Log          *logrus.Entry
+	// AnswerTimeout is how long the server may take for what it answers at once, whatever else it does; beyond that it hangs. 0: 10 s.
+	AnswerTimeout time.Duration
+	Log           *logrus.Entry
 
 	starting sync.Mutex // held while Command is started, so that it is started once
 }
 
 var _ Mounter = (*MountServer)(nil)
+
+const answerTimeout = 10 * time.Second
 
 // startPoll is the time between two attempts to reach a server that starts.
 const startPoll = 20 * time.Millisecond
@@ -66,6 +71,8 @@ func (m *MountServer) Flush(ctx context.Context, spec MountSpec, opts FlushOptio
 // Mounted implements Mounter.
 func (m *MountServer) Mounted(ctx context.Context) (specs []MountSpec, err error) {
 	err = m.call(ctx, func(c *control.Client) error {
+		ctx, cancel := m.soon(ctx)
+		defer cancel()
 		mounts, err := c.List(ctx)
 		for _, i := range mounts {
 			specs = append(specs, MountSpec(i.Spec))
@@ -80,7 +87,7 @@ func (m *MountServer) Mounted(ctx context.Context) (specs []MountSpec, err error
 // Errors: errdefs.ErrUnavailable, naming the socket, if the server gave no answer; else the server's.
 func (m *MountServer) call(ctx context.Context, f func(*control.Client) error) error {
 	attempt := func() error {
-		c, err := control.Dial(ctx, m.Socket)
+		c, err := m.dial(ctx)
 		if err != nil {
 			return err
 		}
@@ -102,6 +109,17 @@ func (m *MountServer) call(ctx context.Context, f func(*control.Client) error) e
 	return fmt.Errorf("mount server at %s: %w: %w", m.Socket, err, errdefs.ErrUnavailable)
 }
 
+// dial finds the server, which answers at once or not at all.
+func (m *MountServer) dial(ctx context.Context) (*control.Client, error) {
+	ctx, cancel := m.soon(ctx)
+	defer cancel()
+	return control.Dial(ctx, m.Socket)
+}
+
+func (m *MountServer) soon(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(m.AnswerTimeout, answerTimeout))
+}
+
 // nobodyListens tells a server that is not there from one that does not answer, and from an answer.
 func nobodyListens(err error) bool {
 	var answer *control.Error
@@ -112,7 +130,7 @@ func nobodyListens(err error) bool {
 func (m *MountServer) start(ctx context.Context) error {
 	m.starting.Lock()
 	defer m.starting.Unlock()
-	if _, err := control.Dial(ctx, m.Socket); !nobodyListens(err) {
+	if _, err := m.dial(ctx); !nobodyListens(err) {
 		return err
 	}
 	ended, err := m.startServer()
@@ -122,7 +140,7 @@ func (m *MountServer) start(ctx context.Context) error {
 	timeout := time.NewTimer(m.StartTimeout)
 	defer timeout.Stop()
 	for {
-		if _, err := control.Dial(ctx, m.Socket); !nobodyListens(err) {
+		if _, err := m.dial(ctx); !nobodyListens(err) {
 			return err
 		}
 		select {

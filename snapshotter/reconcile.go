@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -14,27 +13,33 @@ import (
 // reconcile brings mounts in line with the metadata: mounts of removed and committed snapshots go, those of live snapshots
 // stay and are made writable if a commit was cut short, and dead mounts are taken off their mount points.
 //
+// It gives what could not be done of single mounts.
+//
 // Errors: errdefs.ErrUnavailable if mounts of the mount server live and it cannot be asked; then nothing changed.
-func (s *Snapshotter) reconcile(ctx context.Context) error {
+func (s *Snapshotter) reconcile(ctx context.Context) (faults []error, err error) {
 	points, err := os.ReadDir(s.root.mounts())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	table, err := readMountTable()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	specs, err := s.cfg.Mounter.Mounted(ctx)
 	if err != nil && (!errdefs.IsUnavailable(err) || table.hasFUSE(s.root.mounts())) {
-		return err
+		return nil, err
 	}
 	known, err := s.kindsNow(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ids, served := make(map[string]bool), make(map[string]bool)
 	for _, p := range points {
-		ids[p.Name()] = true
+		if _, dead := deadOf(p.Name()); !dead {
+			ids[p.Name()] = true
+		} else if err := s.reconcileDead(ctx, p.Name()); err != nil {
+			faults = append(faults, fmt.Errorf("mount %s: %w", p.Name(), err))
+		}
 	}
 	for _, spec := range specs {
 		if id, ok := strings.CutPrefix(spec.ID, s.root.mounts()+"/"); ok {
@@ -42,7 +47,6 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 		}
 	}
 	readOnly := table.readOnlyBelow(s.root.mounts())
-	var faults []error
 	for id := range ids {
 		if live(known[id]) && served[id] && (known[id] == snapshots.KindView || !readOnly[id]) {
 			continue
@@ -51,7 +55,7 @@ func (s *Snapshotter) reconcile(ctx context.Context) error {
 			faults = append(faults, fmt.Errorf("mount %s: %w", id, err))
 		}
 	}
-	return errors.Join(faults...)
+	return faults, nil
 }
 
 // live tells the kinds of snapshot that are mounted.
@@ -87,13 +91,21 @@ func (s *Snapshotter) reconcileOne(ctx context.Context, id string, served bool) 
 	}
 	now, err := s.serving(ctx, point)
 	switch {
-	case errdefs.IsUnavailable(err) && !served, err == nil && now == nil:
-		return detach(point)
+	case err == nil && now == nil:
+		return s.retire(point)
+	case err != nil && !errdefs.IsUnavailable(err):
+		return err
+	}
+	mounted, readOnly, merr := mountedAt(point)
+	switch {
+	case merr != nil:
+		return merr
+	case err != nil && !mounted && !served:
+		return nil
 	case err != nil:
 		return err
 	}
-	mounted, readOnly, err := mountedAt(point)
-	if err == nil && mounted && readOnly && known[id] == snapshots.KindActive {
+	if mounted && readOnly && known[id] == snapshots.KindActive {
 		err = setReadOnly(point, false)
 	}
 	return err

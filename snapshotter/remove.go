@@ -41,6 +41,9 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 // Locks: the id's lock is held.
 func (s *Snapshotter) unmount(ctx context.Context, id string) {
 	point := s.root.mountPoint(id)
+	if err := s.dropDead(id); err != nil {
+		s.log.WithError(err).Warn("a dead mount is left for Cleanup")
+	}
 	if _, err := os.Lstat(point); errors.Is(err, os.ErrNotExist) {
 		return
 	}

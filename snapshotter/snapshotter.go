@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -94,7 +95,8 @@ func (s *Snapshotter) open(ctx context.Context) error {
 			s.kernelViews = true
 		}
 	}
-	if err := s.reconcile(ctx); err != nil {
+	faults, err := s.reconcile(ctx)
+	if err := errors.Join(append(faults, err)...); err != nil {
 		s.log.WithError(err).Warn("mounts of the last run were not checked")
 	}
 	return nil
