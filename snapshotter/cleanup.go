@@ -66,7 +66,9 @@ func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool)
 		kind, ok := known[name]
 		switch {
 		case strings.HasPrefix(name, tempPrefix), strings.HasPrefix(name, garbagePrefix):
-			if !used[name] && !used[garbageOf(name)] {
+			of := garbageOf(name)
+			ended := !live(known[strings.TrimPrefix(of, garbagePrefix)]) // else its session's work directory has its own name
+			if !used[name] && !(ended && used[of]) {
 				garbage = append(garbage, s.root.snapshot(name))
 			}
 		case !ok && !used[name]:
