@@ -35,9 +35,9 @@ func (c *checker) checkFile(f *checkedFile) {
 	v, has := f.marks[metacopyMark]
 	switch {
 	case !has:
-		c.checkLeftover(f, limitMark, SeverityNote)
-		c.checkLeftover(f, "redirect", SeverityNote)
-		c.checkLeftover(f, wasMark, SeverityNote)
+		c.checkLeftover(f, limitMark, "is complete")
+		c.checkLeftover(f, "redirect", "is complete")
+		c.checkLeftover(f, wasMark, "is complete")
 	case len(v) == 0 || len(v) >= metacopyMin:
 		c.report.Metacopies++
 		c.checkMetacopy(f)
@@ -49,14 +49,11 @@ func (c *checker) checkFile(f *checkedFile) {
 	}
 }
 
-// checkLeftover removes a mark that says nothing of this file.
-func (c *checker) checkLeftover(f *checkedFile, mark string, s Severity) {
+// checkLeftover removes a mark that says nothing of this file. It harms nobody: whoever gives the file its next state sets or removes the mark.
+func (c *checker) checkLeftover(f *checkedFile, mark, of string) {
 	if v, has := f.marks[mark]; has {
-		problem := fmt.Sprintf("left over: %s %q of a file that is complete", mark, short(v))
-		if s == SeverityError {
-			problem = fmt.Sprintf("left over: %s %q of a file that has no data yet, and would be cut by it once it has", mark, short(v))
-		}
-		c.fixFile(f, f.names[0], s, problem, func() error { return c.removeMark(f.fd, mark) })
+		problem := fmt.Sprintf("left over: %s %q of a file that %s", mark, short(v), of)
+		c.fixFile(f, f.names[0], SeverityNote, problem, func() error { return c.removeMark(f.fd, mark) })
 	}
 }
 
@@ -76,8 +73,8 @@ func (c *checker) checkMetacopy(f *checkedFile) {
 	if len(v) > 0 && (v[0] != 0 || int(v[1]) != len(v) || len(v) > metacopyMax) {
 		c.foundAt(f.names[0], SeverityWarning, "metacopy mark %q is not in the kernel's form: taken for one without digest", short(v))
 	}
-	// A copy-up that was interrupted before the file became partial; the next one could take it for its own.
-	c.checkLeftover(f, limitMark, SeverityError)
+	// A copy-up that was interrupted before the file became partial.
+	c.checkLeftover(f, limitMark, "has no data yet")
 	there := c.findLower(f)
 	if there {
 		for _, n := range f.lower.lacking {

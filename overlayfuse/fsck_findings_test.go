@@ -103,7 +103,7 @@ var fsckCases = map[string]struct {
 		r.file("u/f", 3*block)
 		r.mark("u/f", "metacopy", "")
 		r.mark("u/f", "limit", limitValue(1))
-	}, []wanted{{"u/f", "left over: limit", SeverityError, true}}},
+	}, []wanted{{"u/f", "left over: limit", SeverityNote, true}}},
 
 	"complete: a limit and a redirect": {func(r *fsckRig) {
 		r.file("u/f", 3*block, 0)
