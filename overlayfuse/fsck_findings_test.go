@@ -194,8 +194,8 @@ var fsckCases = map[string]struct {
 			r.mark("u/"+name, "redirect", "/f")
 			r.mark("u/"+name, "limit", limitValue(limit))
 		}
-	}, []wanted{{"u/a", "left over: limit", SeverityError, true}, {"u/a", "it has 12288 bytes", SeverityNote, true},
-		{"u/b", "left over: limit", SeverityError, true}, {"u/b", "it has 12288 bytes", SeverityNote, true}}},
+	}, []wanted{{"u/a", "left over: limit", SeverityNote, true}, {"u/a", "it has 12288 bytes", SeverityNote, true},
+		{"u/b", "left over: limit", SeverityNote, true}, {"u/b", "it has 12288 bytes", SeverityNote, true}}},
 	"size 0: meant": {func(r *fsckRig) {
 		r.file("l/empty", 0)
 		r.file("u/empty", 0)
