@@ -113,6 +113,11 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if !s.Ok() {
 		return s
 	}
+	// The pages and the size that the kernel has of the newest nodeid are cut off by itself alone. All that can write to the file is of that
+	// one, so this is truncate(2), which looks the name up again.
+	if _, cut := in.GetSize(); cut && in.NodeId != n.id.Load() {
+		return fs.fail("setattr", n, unix.ESTALE)
+	}
 	if err := fs.setAttr(n, in); err != nil {
 		return fs.fail("setattr", n, err)
 	}

@@ -149,6 +149,7 @@ func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRes
 	if !s.Ok() {
 		return nil, s
 	}
+	fs.freshen(h, int64(in.Offset), int64(in.Size))
 	n, err := h.data.ReadAt(buf[:min(len(buf), int(in.Size))], int64(in.Offset))
 	if err != nil {
 		// Whatever was read before the error: the kernel takes a short answer for the end of the file.
@@ -336,6 +337,7 @@ func (fs *FS) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32
 		return 0, s
 	}
 	const most = 1 << 30 // the answer has 32 bits
+	fs.freshen(src, int64(in.OffIn), int64(min(in.Len, most)))
 	var n int64
 	err := fs.untimed(dst.in, dst.data, func() (err error) {
 		n, err = src.data.CopyRange(dst.data, int64(in.OffIn), int64(in.OffOut), int64(min(in.Len, most)))

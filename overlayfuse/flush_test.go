@@ -312,6 +312,23 @@ func TestFlushLeavesNoInodeBehind(t *testing.T) {
 	}
 }
 
+// TestHandlesOfAnEarlierMount: nodeids come again, so the generation, which is in each file handle, must not.
+func TestHandlesOfAnEarlierMount(t *testing.T) {
+	o := newOffline(t, map[string]int{"f": 10})
+	generation := func(o *offline) uint64 {
+		var out fuse.EntryOut
+		if s := o.Lookup(nil, &fuse.InHeader{NodeId: fuse.FUSE_ROOT_ID}, "f", &out); !s.Ok() {
+			t.Fatal(s)
+		}
+		return out.Generation
+	}
+	first := generation(o)
+	must(t, o.close())
+	if second := generation(openOffline(t, o.dir)); first == 0 || second == 0 || first == second || first>>32 != 0 {
+		t.Errorf("generations %d and %d", first, second)
+	}
+}
+
 func TestInspect(t *testing.T) {
 	o := newOffline(t, map[string]int{"d/meta": 1 << 20, "d/partial": 1 << 20, "d/bad": 1 << 20, "plain": 10})
 	o.touch("d/meta")

@@ -3,6 +3,7 @@ package overlayfuse
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 
@@ -36,6 +37,10 @@ type FS struct {
 	log    *logrus.Entry
 	copies copyup.Stats
 	engine copyup.Options // of every file; constant once the file system is open
+
+	// generation is that of all inodes: another one in each mount, since nodeids come again, and a file handle of an earlier mount
+	// (name_to_handle_at(2)) must not open another file.
+	generation uint64
 
 	euid, egid  int // of the process, and so of what it makes
 	conn        connection
@@ -80,6 +85,7 @@ func New(cfg Config) (*FS, error) {
 		euid:          os.Geteuid(),
 		egid:          os.Getegid(),
 		writeback:     cfg.IO.writeback(),
+		generation:    uint64(rand.Uint32() | 1), // of 32 bits in a handle
 	}
 	if fs.log == nil {
 		fs.log = logrus.NewEntry(logrus.StandardLogger())

@@ -383,6 +383,23 @@ func (fs *FS) changedThrough(in *inode, id uint64) {
 	}
 }
 
+// changedByName is changedThrough of a name: the kernel may have gone by it to an older nodeid, and knows no better of the newest one.
+func (fs *FS) changedByName(in *inode) {
+	if o := in.io.Load(); o != nil && o.split {
+		fs.conn.forgetAttr(o.id)
+	}
+}
+
+// freshen makes the kernel write back what was stored in mappings of the newest nodeid, before a handle of an older one reads n bytes at off.
+func (fs *FS) freshen(h *handle, off, n int64) {
+	if h.io == nil {
+		return
+	}
+	if o := h.in.io.Load(); o != h.io && o.stores() {
+		fs.conn.writeBackRange(o.id, off, n)
+	}
+}
+
 // errNoPassthrough says that the connection has to be made anew, with the kernel's writeback cache: the kernel has one or the other.
 var errNoPassthrough = errors.New("no passthrough")
 

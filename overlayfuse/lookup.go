@@ -45,7 +45,7 @@ func (fs *FS) fillEntry(in *inode, out *fuse.EntryOut) error {
 		return err
 	}
 	out.NodeId = in.id.Load()
-	out.Generation = 1
+	out.Generation = fs.generation
 	out.SetEntryTimeout(cacheTime)
 	out.SetAttrTimeout(in.attrTime(out.NodeId))
 	return nil

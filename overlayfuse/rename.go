@@ -82,7 +82,7 @@ func (fs *FS) rename(from, to *side, flags uint) error {
 	if flags&unix.RENAME_EXCHANGE != 0 {
 		return fs.exchange(from, to)
 	}
-	return fs.move(from, to, flags)
+	return fs.move(from, to)
 }
 
 // checkRename refuses what can be refused without looking at the disk. done: both names are one file already.
@@ -226,11 +226,12 @@ func (fs *FS) moved(in *inode, from, to *side) {
 }
 
 // move renames from to to, whose object, if any, loses the name.
-func (fs *FS) move(from, to *side, flags uint) error {
+func (fs *FS) move(from, to *side) error {
 	if err := fs.readyToMove(from, to); err != nil {
 		return err
 	}
-	whiteout := from.lower || flags&unix.RENAME_WHITEOUT != 0
+	// With RENAME_WHITEOUT or without: where nothing is below, a whiteout would hide nothing, and the kernel's overlayfs lists it.
+	whiteout := from.lower
 	over, err := fs.makeRoom(from, to)
 	if err != nil {
 		return err

@@ -159,7 +159,9 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, req *fuse.SetXAttrIn, name string, v [
 	}
 	// fs/fuse sets the flag with every ACL; a default ACL has nothing to do with the mode.
 	kill := name == aclAccess && req.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
-	return fs.fail("setxattr "+name, in, fs.setXattr(in, name, v, int(req.Flags), kill))
+	err := fs.setXattr(in, name, v, int(req.Flags), kill)
+	fs.changedThrough(in, req.NodeId)
+	return fs.fail("setxattr "+name, in, err)
 }
 
 func (fs *FS) setXattr(in *inode, name string, v []byte, flags int, killSGID bool) error {
@@ -197,7 +199,9 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fuse
 	if !s.Ok() {
 		return s
 	}
-	return fs.fail("removexattr "+name, in, fs.removeXattr(in, name))
+	err := fs.removeXattr(in, name)
+	fs.changedThrough(in, h.NodeId)
+	return fs.fail("removexattr "+name, in, err)
 }
 
 func (fs *FS) removeXattr(in *inode, name string) error {
