@@ -117,7 +117,7 @@
 //	| better_rename_lower_directory                | EXDEV                                     | renamed, with a redirect                      |
 //	| better_rename_merged_directory               | EXDEV                                     | renamed, with a redirect                      |
 //	| better_rename_exchange_directories           | EXDEV                                     | exchanged, with redirects                     |
-//	| better_rename_whiteout                       | EINVAL                                    | moved; the old name is a whiteout, so is gone |
+//	| better_rename_whiteout                       | EINVAL                                    | moved; the old name is gone                   |
 //	| better_whiteout_that_was_lost                | a renamed file and its old name: ESTALE   | both are files, each with its own data        |
 //	| better_handles_as_it_comes                   | file handles only with nfs_export=on      | while the inode lives                         |
 //	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself               |
@@ -163,8 +163,18 @@
 // A program or shared object of a lower layer that is written in place: who had mapped it sees the lower file still, as on the kernel's
 // overlayfs; read(2) is never stale (sharing=none: mappings neither). If it was open while somebody opened it for writing, the old
 // descriptors are of another inode of the kernel with the same st_ino: flock(2) and record locks of the two do not see each other,
-// watches of inotify and fanotify and leases on the old one tell nothing of the new one, and to open one again through /proc/self/fd is
-// ESTALE.
+// watches of inotify and fanotify and leases on the old one tell nothing of the new one, to open one again through /proc/self/fd is
+// ESTALE, and what goes by the size that the kernel has (sendfile(2), splice(2), copy_file_range(2)) ends on an old one where the file ended
+// before it grew, until that descriptor or its name is asked for the size (fstat(2)).
+//
+// syncfs(2) of the mount, and so sync -f, does nothing and reports no error: fs/fuse asks no server but virtiofs's
+// (fs/fuse/inode.c:fuse_sync_fs()). fsync(2), O_SYNC and sync(2) do what they promise.
+//
+// Under passthrough the kernel maps the real file without a look at the flags of its inode: who has a file of the upper that was made
+// append-only (chattr +a) open for reading and writing with O_APPEND can store into a shared mapping of it, which is EACCES on the kernel's.
+//
+// A directory's change time and link count that a copy-up of something in it changes show once the kernel asks again, for which the copy-up
+// gives it no reason.
 //
 // A store through a shared mapping whose descriptor is closed changes the times of a file at once, but stat(2) may show the old
 // ones for a second.

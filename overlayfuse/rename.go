@@ -21,7 +21,7 @@ type side struct {
 func (s *side) alias() alias { return alias{parent: s.parent, name: s.name, upper: true} }
 
 // Rename moves anything anywhere, also a directory that lower layers have: its upper gets a redirect to them.
-// With RENAME_WHITEOUT the old name is a whiteout of this overlay, that is: nothing is seen there.
+// With RENAME_WHITEOUT nothing is seen at the old name either, as a whiteout of an overlay is not.
 func (fs *FS) Rename(_ <-chan struct{}, req *fuse.RenameIn, oldName, newName string) fuse.Status {
 	p1, s := fs.node(req.NodeId)
 	if !s.Ok() {
