@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -103,24 +102,13 @@ func (s *Snapshotter) deadMounts(id string) ([]string, error) {
 	return points, nil
 }
 
-// reconcileDead takes a dead mount that was put aside away, once nobody can write through it or what it writes is nobody's.
-func (s *Snapshotter) reconcileDead(ctx context.Context, name string) error {
-	id, _ := deadOf(name)
-	unlock, err := s.ids.lock(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	known, err := s.kindsNow(ctx)
-	if err != nil {
-		return err
-	}
-	point := s.root.mountPoint(name)
-	if live(known[id]) {
-		mounted, _, err := mountedAt(point)
-		if err != nil || mounted && setReadOnly(point, true) != nil {
-			return err // it stays
-		}
+// reconcileDead takes a dead mount of a live snapshot, which was put aside, away, unless something may still be written through it.
+//
+// Locks: the id's lock is held.
+func (s *Snapshotter) reconcileDead(point string) error {
+	mounted, _, err := mountedAt(point)
+	if err != nil || mounted && setReadOnly(point, true) != nil {
+		return err // it stays
 	}
 	return s.dropMountPoint(point)
 }

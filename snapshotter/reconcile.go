@@ -35,11 +35,7 @@ func (s *Snapshotter) reconcile(ctx context.Context) (faults []error, err error)
 	}
 	ids, served := make(map[string]bool), make(map[string]bool)
 	for _, p := range points {
-		if _, dead := deadOf(p.Name()); !dead {
-			ids[p.Name()] = true
-		} else if err := s.reconcileDead(ctx, p.Name()); err != nil {
-			faults = append(faults, fmt.Errorf("mount %s: %w", p.Name(), err))
-		}
+		ids[p.Name()] = true // or a name of putAside
 	}
 	for _, spec := range specs {
 		if id, ok := strings.CutPrefix(spec.ID, s.root.mounts()+"/"); ok {
@@ -70,7 +66,8 @@ func (s *Snapshotter) kindsNow(ctx context.Context) (known map[string]snapshots.
 }
 
 // reconcileOne brings one mount in line. What was seen of it before may have changed, so it is looked at again.
-func (s *Snapshotter) reconcileOne(ctx context.Context, id string, served bool) error {
+func (s *Snapshotter) reconcileOne(ctx context.Context, name string, served bool) error {
+	id, dead := deadOf(name)
 	unlock, err := s.ids.lock(ctx, id)
 	if err != nil {
 		return err
@@ -80,7 +77,7 @@ func (s *Snapshotter) reconcileOne(ctx context.Context, id string, served bool) 
 	if err != nil {
 		return err
 	}
-	point := s.root.mountPoint(id)
+	point := s.root.mountPoint(name)
 	if !live(known[id]) {
 		if served {
 			if err := s.cfg.Mounter.Unmount(ctx, point); err != nil {
@@ -88,6 +85,9 @@ func (s *Snapshotter) reconcileOne(ctx context.Context, id string, served bool) 
 			}
 		}
 		return s.dropMountPoint(point)
+	}
+	if dead {
+		return s.reconcileDead(point)
 	}
 	now, err := s.serving(ctx, point)
 	switch {
