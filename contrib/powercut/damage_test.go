@@ -83,7 +83,7 @@ func TestDamageIsFound(t *testing.T) {
 			return os.Truncate(filepath.Join(disk, "upper", v.name), v.off)
 		}, v.name + ": not file"},
 		{"a name from nowhere", func(disk string) error {
-			return os.WriteFile(filepath.Join(disk, "upper/w1/nobody"), nil, 0o600)
+			return os.WriteFile(filepath.Join(disk, "upper", filepath.Dir(v.name), "nobody"), nil, 0o600)
 		}, "nobody gave"},
 		{"a byte of the lower", func(disk string) error {
 			return overwrite(filepath.Join(disk, "lower/w0/big"), bigSize/3, []byte("x"))
@@ -92,6 +92,11 @@ func TestDamageIsFound(t *testing.T) {
 		t.Run(d.name, func(t *testing.T) {
 			damaged := chosen
 			damaged.image = filepath.Join(h.root, "damaged.img")
+			defer func() {
+				if err := os.Remove(damaged.image); err != nil {
+					t.Error(err)
+				}
+			}()
 			err := clone(chosen.image, damaged.image)
 			if err == nil {
 				err = h.withDisk(damaged.image, d.damage)
@@ -102,9 +107,6 @@ func TestDamageIsFound(t *testing.T) {
 			wrong := strings.Join(h.checkCut(c, damaged, history, ""), "\n")
 			if d.wrong == "" && wrong != "" || !strings.Contains(wrong, d.wrong) {
 				t.Errorf("damage at %s, offset %d: the check says %q, and nothing of %q", v.name, v.off, wrong, d.wrong)
-			}
-			if err := os.Remove(damaged.image); err != nil {
-				t.Error(err)
 			}
 		})
 	}
