@@ -121,7 +121,6 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if err := fs.setAttr(n, in); err != nil {
 		return fs.fail("setattr", n, err)
 	}
-	fs.changedThrough(n, in.NodeId)
 	out.SetTimeout(n.attrTime(in.NodeId))
 	return fs.fail("setattr", n, fs.attr(n, &out.Attr))
 }

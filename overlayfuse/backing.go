@@ -36,15 +36,10 @@ func (c *connection) unregister(id int32) {
 	}
 }
 
-// writeBack makes the kernel write back what it has of a file, and forget it.
+// writeBack makes the kernel write back what it has of n bytes of a file at off, and forget it; 0: of all behind it.
 //
 // Locks: none that a write takes.
-func (c *connection) writeBack(id uint64) { c.writeBackRange(id, 0, 0) }
-
-// writeBackRange is writeBack of n bytes at off; 0: of all behind it.
-//
-// Locks: as for writeBack.
-func (c *connection) writeBackRange(id uint64, off, n int64) {
+func (c *connection) writeBack(id uint64, off, n int64) {
 	if s := c.server.Load(); s != nil {
 		_ = s.InodeNotify(id, off, n) // ENOENT: the kernel knows no such inode
 	}

@@ -318,9 +318,7 @@ func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fus
 	if h.data == nil {
 		return fuse.EINVAL
 	}
-	if o := h.in.io.Load(); o != nil && o.stores() {
-		fs.conn.writeBack(o.id)
-	}
+	fs.writeBackStores(h.in, 0, 0)
 	off, err := h.data.Seek(int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)
 	return fs.fail("lseek", h.in, err)

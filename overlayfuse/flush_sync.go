@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -91,29 +90,6 @@ func (fs *FS) commitJournal() error {
 	}
 	defer closeFD(fd)
 	return unix.Fsync(fd)
-}
-
-// Of linux/btrfs.h.
-const (
-	ioctlBtrfsStartSync = 0x80089418 // BTRFS_IOC_START_SYNC: gives the transaction that it begins to commit, or the last one
-	ioctlBtrfsWaitSync  = 0x40089416 // BTRFS_IOC_WAIT_SYNC
-)
-
-// commitTransaction commits what btrfs has in memory of metadata. Compare: fs/btrfs/ioctl.c:btrfs_ioctl_start_sync(), which does not begin to
-// write data back, other than BTRFS_IOC_SYNC (Linux 6.18).
-func (fs *FS) commitTransaction() error {
-	root, err := openReal(fs.layers.upper.fd, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = root.Close() }() // nothing was written
-	var id uint64
-	for _, request := range []uintptr{ioctlBtrfsStartSync, ioctlBtrfsWaitSync} {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, root.Fd(), request, uintptr(unsafe.Pointer(&id))); errno != 0 {
-			return fmt.Errorf("commit the transaction: %w", errno)
-		}
-	}
-	return nil
 }
 
 // syncDirs syncs directories from below.

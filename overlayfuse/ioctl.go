@@ -74,10 +74,17 @@ func ioctlOn(fd int, cmd uint32, buf []byte) error {
 	defer func() { _ = f.Close() }() // read-only
 	arg := make([]byte, max(len(buf), 64))
 	copy(arg, buf)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), uintptr(cmd), uintptr(unsafe.Pointer(&arg[0])))
-	if errno != 0 {
-		return errno
+	if err := ioctl(int(f.Fd()), uintptr(cmd), unsafe.Pointer(&arg[0])); err != nil {
+		return err
 	}
 	copy(buf, arg)
+	return nil
+}
+
+// ioctl is ioctl(2) with what arg points to, of which package unix has no function.
+func ioctl(fd int, request uintptr, arg unsafe.Pointer) error {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg)); errno != 0 {
+		return errno
+	}
 	return nil
 }

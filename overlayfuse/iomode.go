@@ -376,15 +376,8 @@ func (in *inode) attrTime(id uint64) time.Duration {
 	return cacheTime
 }
 
-// changedThrough makes the kernel ask again for attributes that were changed through an older nodeid.
-func (fs *FS) changedThrough(in *inode, id uint64) {
-	if now := in.id.Load(); now != id {
-		fs.conn.forgetAttr(now)
-	}
-}
-
-// changedByName is changedThrough of a name: the kernel may have gone by it to an older nodeid, and knows no better of the newest one.
-func (fs *FS) changedByName(in *inode) {
+// changed makes the kernel ask again for attributes that it may have changed through an older nodeid: it knows no better of the newest one.
+func (fs *FS) changed(in *inode) {
 	if o := in.io.Load(); o != nil && o.split {
 		fs.conn.forgetAttr(o.id)
 	}
@@ -392,11 +385,17 @@ func (fs *FS) changedByName(in *inode) {
 
 // freshen makes the kernel write back what was stored in mappings of the newest nodeid, before a handle of an older one reads n bytes at off.
 func (fs *FS) freshen(h *handle, off, n int64) {
-	if h.io == nil {
-		return
+	if h.io != nil && h.io != h.in.io.Load() {
+		fs.writeBackStores(h.in, off, n)
 	}
-	if o := h.in.io.Load(); o != h.io && o.stores() {
-		fs.conn.writeBackRange(o.id, off, n)
+}
+
+// writeBackStores makes the kernel write back what was stored in mappings of n bytes at off; 0: of all behind it.
+//
+// Locks: none that a write takes.
+func (fs *FS) writeBackStores(in *inode, off, n int64) {
+	if o := in.io.Load(); o != nil && o.stores() {
+		fs.conn.writeBack(o.id, off, n)
 	}
 }
 

@@ -104,6 +104,8 @@ const (
 	btrfsInfoFlags       = 48         // offset of flags
 	btrfsInfoGeneration  = 56         // offset of generation: the transaction that is under way, or the last one
 	btrfsWantsGeneration = 1 << 1     // BTRFS_FS_INFO_FLAG_GENERATION
+	ioctlBtrfsStartSync  = 0x80089418 // BTRFS_IOC_START_SYNC: gives the transaction that it begins to commit, or the last one
+	ioctlBtrfsWaitSync   = 0x40089416 // BTRFS_IOC_WAIT_SYNC: of that one
 )
 
 // sameTransaction tells that the object open as fd was made in the transaction that is under way. False too where the file system can't
@@ -115,7 +117,7 @@ func sameTransaction(fd int) bool {
 	}
 	var info [1024]byte
 	binary.NativeEndian.PutUint64(info[btrfsInfoFlags:], btrfsWantsGeneration)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), ioctlBtrfsFSInfo, uintptr(unsafe.Pointer(&info))); errno != 0 {
+	if err := ioctl(fd, ioctlBtrfsFSInfo, unsafe.Pointer(&info)); err != nil {
 		return false
 	}
 	return binary.NativeEndian.Uint64(info[btrfsInfoFlags:])&btrfsWantsGeneration != 0 &&
@@ -135,4 +137,21 @@ func (fs *FS) settleNames() error {
 		return nil
 	}
 	return fs.layers.syncUpper()
+}
+
+// commitTransaction commits what btrfs has in memory of metadata. Compare: fs/btrfs/ioctl.c:btrfs_ioctl_start_sync(), which does not begin to
+// write data back, other than BTRFS_IOC_SYNC (Linux 6.18).
+func (fs *FS) commitTransaction() error {
+	root, err := openReal(fs.layers.upper.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }() // nothing was written
+	var id uint64
+	for _, request := range []uintptr{ioctlBtrfsStartSync, ioctlBtrfsWaitSync} {
+		if err := ioctl(int(root.Fd()), request, unsafe.Pointer(&id)); err != nil {
+			return fmt.Errorf("commit the transaction: %w", err)
+		}
+	}
+	return nil
 }

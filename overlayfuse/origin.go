@@ -71,8 +71,7 @@ func uuidOf(fd int) [16]byte {
 		length uint8
 		uuid   [16]byte
 	}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsGetUUID, uintptr(unsafe.Pointer(&u)))
-	if errno != 0 || u.length != 16 {
+	if err := ioctl(fd, fsGetUUID, unsafe.Pointer(&u)); err != nil || u.length != 16 {
 		return [16]byte{}
 	}
 	return u.uuid

@@ -264,5 +264,6 @@ func (fs *FS) onUpper(in *inode, fn func(fd int) error) error {
 		}
 	}
 	defer closeFD(fd)
+	defer fs.changed(in)
 	return fn(fd)
 }

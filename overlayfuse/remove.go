@@ -138,7 +138,7 @@ func (fs *FS) lostName(in *inode, a alias) error {
 		fs.markDead(in)
 	}
 	fs.dropPin(in)
-	fs.changedByName(in)
+	fs.changed(in)
 	return nil
 }
 

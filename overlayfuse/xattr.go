@@ -159,9 +159,7 @@ func (fs *FS) SetXAttr(_ <-chan struct{}, req *fuse.SetXAttrIn, name string, v [
 	}
 	// fs/fuse sets the flag with every ACL; a default ACL has nothing to do with the mode.
 	kill := name == aclAccess && req.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
-	err := fs.setXattr(in, name, v, int(req.Flags), kill)
-	fs.changedThrough(in, req.NodeId)
-	return fs.fail("setxattr "+name, in, err)
+	return fs.fail("setxattr "+name, in, fs.setXattr(in, name, v, int(req.Flags), kill))
 }
 
 func (fs *FS) setXattr(in *inode, name string, v []byte, flags int, killSGID bool) error {
@@ -199,9 +197,7 @@ func (fs *FS) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fuse
 	if !s.Ok() {
 		return s
 	}
-	err := fs.removeXattr(in, name)
-	fs.changedThrough(in, h.NodeId)
-	return fs.fail("removexattr "+name, in, err)
+	return fs.fail("removexattr "+name, in, fs.removeXattr(in, name))
 }
 
 func (fs *FS) removeXattr(in *inode, name string) error {
