@@ -141,6 +141,8 @@
 // do it: fs/fuse has no remap_file_range, so the server is never asked (fs/remap_range.c:vfs_clone_file_range(), Linux 6.18).
 // copy_file_range(2) reaches the server and shares blocks there, which is what cp --reflink=auto does next.
 //
+// An upper or a workdir inside a lower layer is ELOOP. The kernel's overlayfs takes it, and writes to that layer (TestLayersSeenThroughABind).
+//
 // ENOSPC for a store into a mapped page of a cached file shows at msync, fsync or close: FUSE has no message for the store itself.
 // Quotas of users and groups do not bind a server that has CAP_SYS_RESOURCE, on ext4, as they do not bind who mounts the kernel's overlayfs.
 //

@@ -3,7 +3,10 @@ package overlayfuse
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,69 +26,131 @@ type step struct {
 	id dirID
 }
 
-// checkOverlap refuses layers that lie inside each other, or are the same directory.
-// It compares device and inode numbers all the way up, so symlinks and odd spellings of a path do not hide anything.
+// checkOverlap refuses layers that lie inside each other, or are the same directory. Two comparisons: device and inode numbers up to the root
+// of the layer's mount, so symlinks and odd spellings of a path do not hide anything; and, where layers are on several mounts, the paths inside
+// the file system, so that a bind does not either. What is mounted inside a layer is no part of it.
+//
+// A mount that the process's mount table lacks (a detached one) is compared by the first alone.
 //
 // Errors: ELOOP, naming both.
 // Compare: fs/overlayfs/super.c:ovl_check_overlapping_layers() (Linux 6.18).
 func (l *layers) checkOverlap() error {
-	type owner struct{ role, path string }
-	roots := map[fileID]owner{}
-	add := func(role string, r layerRoot) error {
-		id := fileID{r.dev, r.ino}
-		if o, ok := roots[id]; ok {
-			return fmt.Errorf("%s %s and %s %s are the same directory: %w", role, r.path, o.role, o.path, unix.ELOOP)
-		}
-		roots[id] = owner{role, r.path}
-		return nil
-	}
-	type layer struct {
-		role string
-		layerRoot
-	}
-	var all []layer
+	var all []namedRoot
 	if l.hasUpper() {
-		all = append(all, layer{"upperdir", l.upper}, layer{"workdir", l.work})
+		all = append(all, namedRoot{"upperdir", l.upper}, namedRoot{"workdir", l.work})
 	}
 	for _, r := range l.lower {
-		all = append(all, layer{"lower layer", r})
+		all = append(all, namedRoot{"lower layer", r})
 	}
-	for _, r := range all {
-		if err := add(r.role, r.layerRoot); err != nil {
-			return err
-		}
+	if err := checkAbove(all); err != nil {
+		return err
 	}
+	return checkAliases(all)
+}
 
-	clear := map[fileID]bool{} // directories whose way up has been walked and holds no layer
+// namedRoot is a layer and what it is to the mount, for messages.
+type namedRoot struct {
+	role string
+	layerRoot
+}
+
+func (r namedRoot) String() string { return r.role + " " + r.path }
+
+// checkAbove looks for layers above each, as far as its mount reaches.
+func checkAbove(all []namedRoot) error {
+	roots := map[fileID]namedRoot{}
 	for _, r := range all {
-		var above owner
-		var walked []fileID
+		id := fileID{r.dev, r.ino}
+		if o, ok := roots[id]; ok {
+			return fmt.Errorf("%v and %v are the same directory: %w", r, o, unix.ELOOP)
+		}
+		roots[id] = r
+	}
+	clear := map[dirID]bool{} // directories whose way up has been walked and holds no layer
+	for _, r := range all {
+		var above *namedRoot
+		var walked []dirID
 		err := walkUp(r.fd, func(_ int, id dirID) bool {
-			f := fileID{id.dev, id.ino}
-			if clear[f] {
+			if clear[id] {
 				return false
 			}
-			if o, ok := roots[f]; ok {
-				above = o
+			if o, ok := roots[fileID{id.dev, id.ino}]; ok {
+				above = &o
 				return false
 			}
-			walked = append(walked, f)
+			walked = append(walked, id)
 			return true
 		})
 		if err != nil {
-			return fmt.Errorf("%s %s: %w", r.role, r.path, err)
+			return fmt.Errorf("%v: %w", r, err)
 		}
-		if above.path != "" {
-			return fmt.Errorf("%s %s is inside %s %s: %w", r.role, r.path, above.role, above.path, unix.ELOOP)
+		if above != nil {
+			return fmt.Errorf("%v is inside %v: %w", r, *above, unix.ELOOP)
 		}
-		for _, f := range walked {
-			clear[f] = true
+		for _, id := range walked {
+			clear[id] = true
 		}
 	}
 	return nil
 }
 
-// walkUp visits the directories above fd, the nearest first, across mounts and up to the root, until visit is false.
+// checkAliases looks for layers above each in its file system, wherever binds show them.
+func checkAliases(all []namedRoot) error {
+	mounts := map[uint64]bool{}
+	ids := make([]uint64, len(all))
+	for i, r := range all {
+		var st unix.Statx_t
+		if err := unix.Statx(r.fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+			return fmt.Errorf("%v: statx: %w", r, err)
+		}
+		ids[i] = st.Mnt_id
+		mounts[st.Mnt_id] = true
+	}
+	if len(mounts) == 1 {
+		return nil // checkAbove saw all there is
+	}
+	table, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !mounts[uint64(m.ID)], false })
+	if err != nil {
+		return fmt.Errorf("mount table: %w", err)
+	}
+	byID := map[uint64]*mountinfo.Info{}
+	for _, m := range table {
+		byID[uint64(m.ID)] = m
+	}
+	type place struct {
+		major, minor int // of the superblock, which all subvolumes of a btrfs share
+		path         string
+	}
+	places := make([]place, len(all))
+	owners := map[place]namedRoot{}
+	for i, r := range all {
+		m := byID[ids[i]]
+		if m == nil {
+			continue
+		}
+		name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", r.fd))
+		if err != nil {
+			return fmt.Errorf("%v: real path: %w", r, err)
+		}
+		below, err := filepath.Rel(m.Mountpoint, name)
+		if err != nil || !filepath.IsLocal(below) {
+			return fmt.Errorf("%v: %s is not below its mount point %s: %w", r, name, m.Mountpoint, unix.ESTALE)
+		}
+		places[i] = place{m.Major, m.Minor, filepath.Join(m.Root, below)}
+		owners[places[i]] = r
+	}
+	for i, r := range all {
+		for p := places[i]; len(p.path) > 1; {
+			p.path = filepath.Dir(p.path)
+			if o, ok := owners[p]; ok {
+				return fmt.Errorf("%v is inside %v, seen through another mount: %w", r, o, unix.ELOOP)
+			}
+		}
+	}
+	return nil
+}
+
+// walkUp visits the directories above fd, the nearest first, up to the root of its mount, until visit is false.
 // A parent that may not be searched ends the walk.
 func walkUp(fd int, visit func(fd int, id dirID) bool) error {
 	cur, err := identify(fd)
@@ -116,7 +181,7 @@ func walkUp(fd int, visit func(fd int, id dirID) bool) error {
 		if err != nil {
 			return err
 		}
-		if id == cur || !visit(up, id) {
+		if id == cur || id.mount != cur.mount || !visit(up, id) {
 			return nil
 		}
 		cur = id
@@ -148,9 +213,6 @@ func ancestors(r layerRoot) (_ []step, err error) {
 	}
 	var failed error
 	err = walkUp(r.fd, func(fd int, up dirID) bool {
-		if up.mount != id.mount {
-			return false
-		}
 		failed = add(fd, up)
 		return failed == nil
 	})

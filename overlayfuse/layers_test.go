@@ -205,6 +205,78 @@ func TestBadLayersAreRefused(t *testing.T) {
 	}
 }
 
+// TestLayersSeenThroughABind: a bind hides nothing of where a layer lies, and what is mounted inside a layer is no part of it. The kernel's
+// overlayfs is asked too.
+func TestLayersSeenThroughABind(t *testing.T) {
+	dir := tree(t, "l/in/er", "u/in", "w/work/x", "w2", "bind", "other")
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	precious := dir + "/w/work/x/precious" // which who owns the workdir may empty, and nobody else
+	for name, c := range map[string]struct {
+		of, on string // what is bound where; a tmpfs if of is empty
+		lower  []string
+		upper  string
+		want   error
+		text   string
+	}{
+		"lower in workdir":     {"w/work/x", "bind", []string{"bind", "l"}, "u", unix.ELOOP, "/bind is inside workdir " + dir + "/w, seen through"},
+		"lower in upper":       {"u/in", "bind", []string{"bind"}, "u", unix.ELOOP, "/bind is inside upperdir"},
+		"lower in lower":       {"l/in", "bind", []string{"l", "bind/er"}, "u", unix.ELOOP, "/bind/er is inside lower layer"},
+		"upper in a lower":     {"u", "bind", []string{"bind"}, "u/in", unix.ELOOP, "upperdir " + dir + "/u/in is inside lower layer"},
+		"workdir is a lower":   {"w", "bind", []string{"bind"}, "u", unix.ELOOP, "are the same directory"},
+		"workdir in a lower":   {".", "bind", []string{"bind"}, "u", unix.ELOOP, "is inside lower layer"},
+		"mounted in the upper": {"", "u/in", []string{"u/in"}, "u", nil, ""},
+		"mounted in the lower": {"", "l/in", []string{"l", "l/in"}, "u", nil, ""},
+		"beside each other":    {"l", "bind", []string{"bind"}, "u", nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			must(t, os.MkdirAll(dir+"/w/work/x", 0o755))
+			must(t, os.WriteFile(precious, nil, 0o644))
+			on := filepath.Join(dir, c.on)
+			if c.of == "" {
+				must(t, unix.Mount("alias", on, "tmpfs", 0, ""))
+			} else {
+				must(t, unix.Mount(filepath.Join(dir, c.of), on, "", unix.MS_BIND, ""))
+			}
+			defer func() { must(t, unix.Unmount(on, unix.MNT_DETACH)) }()
+			cfg := Config{Upper: filepath.Join(dir, c.upper), Work: dir + "/w"}
+			for _, l := range c.lower {
+				cfg.Lower = append(cfg.Lower, filepath.Join(dir, l))
+			}
+			_, check := Check(t.Context(), cfg, CheckOptions{Repair: true})
+			l, err := openLayers(cfg)
+			if err == nil {
+				must(t, l.close())
+			}
+			if c.want != nil {
+				_, lost := os.Stat(precious)
+				must(t, lost)
+			}
+			kernel := unix.Mount("oracle", dir+"/other", "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,index=off",
+				strings.Join(cfg.Lower, ":"), cfg.Upper, cfg.Work))
+			if kernel == nil {
+				must(t, unix.Unmount(dir+"/other", unix.MNT_DETACH))
+			}
+			for who, err := range map[string]error{"mount": err, "check": check, "kernel": kernel} {
+				want := c.want
+				if who == "kernel" && strings.HasSuffix(name, "in a lower") {
+					want = nil // it writes to that lower layer
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("%s: %v, want %v", who, err, want)
+				}
+			}
+			if c.want != nil && !strings.Contains(err.Error(), c.text) {
+				t.Errorf("%v, want %q in it", err, c.text)
+			}
+		})
+	}
+}
+
 func TestOneMountAtATimeUsesAnUpperOrAWorkdir(t *testing.T) {
 	dir := tree(t, "l", "u", "w", "u2", "w2")
 	first, err := openLayers(writableConfig(dir))
