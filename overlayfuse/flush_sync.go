@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -63,24 +64,45 @@ func (f *flusher) syncTree(ctx context.Context, g *errgroup.Group, dir int) erro
 
 // syncMetadata makes durable what was done before to objects that fsync(2) can't be called for: owner, mode, times and xattrs of symlinks,
 // FIFOs, sockets and devices. It writes back no data of others: ext4 and xfs have one journal for all metadata, in order, so the fsync of
-// a file that was made just now makes durable what was done before; btrfs commits its transaction.
+// a file that was made just now makes durable what was done before; btrfs commits its transaction. Elsewhere, and on ext4 without a journal,
+// all of the file system is written back.
 func (fs *FS) syncMetadata() error {
 	var err error
 	switch fs.layers.upper.fsType {
 	case unix.TMPFS_MAGIC:
 		return nil
-	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC:
+	case unix.EXT4_SUPER_MAGIC:
+		if err = fs.hasJournal(); err == nil {
+			err = fs.commitJournal()
+		}
+	case unix.XFS_SUPER_MAGIC:
 		err = fs.commitJournal()
 	case unix.BTRFS_SUPER_MAGIC:
 		err = fs.commitTransaction()
 	default:
 		err = unix.EOPNOTSUPP
 	}
-	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOSPC) ||
-		errors.Is(err, unix.EDQUOT) {
-		return fs.layers.syncUpper()
+	for _, cannot := range []error{unix.EOPNOTSUPP, unix.ENOTTY, unix.ENODEV, unix.EINVAL, unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EDQUOT} {
+		if errors.Is(err, cannot) {
+			return fs.layers.syncUpper()
+		}
 	}
 	return err
+}
+
+// hasJournal asks ext4, whose magic number ext2's is too.
+//
+// Errors: ENODEV if it has none; ENOTTY of ext2's own driver; EPERM without CAP_SYS_ADMIN.
+// Compare: fs/ext4/ioctl.c:ext4_ioctl_checkpoint() (Linux 6.18).
+func (fs *FS) hasJournal() error {
+	root, err := openReal(fs.layers.upper.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()              // nothing was written
+	const checkpoint, dryRun = 0x4004662b, uint32(4) // EXT4_IOC_CHECKPOINT, EXT4_IOC_CHECKPOINT_FLAG_DRY_RUN of uapi/linux/ext4.h
+	flags := dryRun
+	return ioctl(int(root.Fd()), checkpoint, unsafe.Pointer(&flags))
 }
 
 func (fs *FS) commitJournal() error {

@@ -103,28 +103,25 @@ func (c *commit) check(ctx context.Context) (err error) {
 
 // frozen runs f while the mount is read-only, and makes it writable again if f fails.
 func (c *commit) frozen(ctx context.Context, f func(context.Context) error) error {
-	if err := c.s.endDead(c.r.id); err != nil {
-		return err
-	}
 	live, err := c.s.serving(ctx, c.spec.ID)
 	if err != nil {
 		return err
 	}
-	mounted, _, err := mountedAt(c.spec.MountPoint)
-	if err != nil {
+	if live != nil {
+		c.spec = *live // the options may have been others when it was mounted
+		mounted, _, err := mountedAt(c.spec.MountPoint)
+		switch {
+		case err != nil:
+			return err
+		case !mounted:
+			return fmt.Errorf("%s was unmounted by somebody else while it is still in use: %w", c.spec.MountPoint, errdefs.ErrFailedPrecondition)
+		}
+	}
+	if err := endWriting(ctx, c.spec.MountPoint, live != nil); err != nil {
 		return err
 	}
 	if live == nil {
-		if mounted { // its server died, which ends no writing
-			if err := setReadOnly(c.spec.MountPoint, true); err != nil {
-				return fmt.Errorf("the mount server died while it was used: %w", err)
-			}
-		}
 		return f(ctx)
-	}
-	c.spec = *live // the options may have been others when it was mounted
-	if !mounted {
-		return fmt.Errorf("%s was unmounted by somebody else while it is still in use: %w", c.spec.MountPoint, errdefs.ErrFailedPrecondition)
 	}
 	if err := setReadOnly(c.spec.MountPoint, true); err != nil {
 		return err
@@ -167,20 +164,14 @@ func (c *commit) finish(ctx context.Context) error {
 
 // flush makes the layer durable.
 func (c *commit) flush(ctx context.Context) error {
-	opts := FlushOptions{KeepMetacopy: c.s.cfg.KeepMetacopy}
 	switch c.way {
 	case wayFUSE:
+		if err := c.s.cfg.Mounter.Flush(ctx, c.spec, FlushOptions{KeepMetacopy: c.s.cfg.KeepMetacopy}); err != nil {
+			return fmt.Errorf("flush: %w", err)
+		}
 	case wayBind:
-		opts.KeepMetacopy = false // nobody made such a file who may leave it
-	case wayExtract, wayViewBind, wayViewOverlay, wayViewFUSE:
-		return nil
-	}
-	err := c.s.cfg.Mounter.Flush(ctx, c.spec, opts)
-	if c.way == wayBind && errdefs.IsUnavailable(err) { // which needed no mount server so far
 		return syncFileSystem(c.s.root.layer(c.r.id))
-	}
-	if err != nil {
-		return fmt.Errorf("flush: %w", err)
+	case wayExtract, wayViewBind, wayViewOverlay, wayViewFUSE:
 	}
 	return nil
 }

@@ -1,18 +1,26 @@
 package snapshotter
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/control"
 )
 
 // A mount whose server died is dead, but what was opened for writing in it may go on writing into the upper: the kernel does that by
 // itself where it was given the real file (FUSE passthrough). So a dead mount is only taken away once it could be made read-only, which
 // fails while such a file is open. Until then it stays, aside if its mount point is wanted, and its snapshot cannot be committed.
+//
+// That the mount server does not know a mount does not make it dead: another one may serve it, behind another socket. And what is mounted
+// on a mount point need not be ours. So both are asked first.
 
 // deadInfix is between an id and a random text in the name of a mount point of a dead mount that was put aside.
 const deadInfix = ".dead-"
@@ -23,16 +31,49 @@ func deadOf(name string) (id string, dead bool) {
 	return id, dead
 }
 
+// quiet tells whether nothing can be written any more through a mount of ours that our mount server does not serve. If it is dead and nothing
+// is open for writing, it is made read-only for that.
+//
+// Errors: errdefs.ErrFailedPrecondition if it is not dead; ETIMEDOUT if its server does not answer. Then nothing was done.
+func quiet(ctx context.Context, m *mountinfo.Info) (bool, error) {
+	alive, err := control.Alive(ctx, m.Mountpoint, deviceOf(m))
+	switch {
+	case err != nil:
+		return false, err
+	case alive:
+		return false, fmt.Errorf("%s is served by another mount server: %w", m.Mountpoint, errdefs.ErrFailedPrecondition)
+	}
+	err = setReadOnly(m.Mountpoint, true)
+	if errors.Is(err, unix.EBUSY) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// quietAt is quiet of what is mounted on a directory that is a mount point of ours or aside of it. What is not ours is no concern.
+func quietAt(ctx context.Context, dir, point string) (bool, error) {
+	table, err := readMountTable()
+	if err != nil {
+		return false, err
+	}
+	m := table.on(dir)
+	if m == nil || !sessionOf(m, point) {
+		return true, nil
+	}
+	return quiet(ctx, m)
+}
+
 // retire takes dead mounts off a mount point. One that may still be written through goes aside.
 //
 // Locks: the id's lock is held.
-func (s *Snapshotter) retire(point string) error {
-	mounted, _, err := mountedAt(point)
-	if err != nil || !mounted {
+// Errors: those of quiet.
+func (s *Snapshotter) retire(ctx context.Context, point string) error {
+	ok, err := quietAt(ctx, point, point)
+	if err != nil {
 		return err
 	}
-	if err := setReadOnly(point, true); err != nil {
-		s.log.WithError(err).WithField("mountpoint", point).Warn("the mount server died, and something may go on writing in its mount")
+	if !ok {
+		s.log.WithField("mountpoint", point).Warn("the mount server died, and something may go on writing in its mount")
 		if err := putAside(point); err != nil {
 			return err
 		}
@@ -52,27 +93,29 @@ func putAside(point string) error {
 	return nil
 }
 
-// endDead takes away the dead mounts of a snapshot that were put aside.
+// endWriting makes sure that nothing can be written through the sessions of a mount point that died, wherever they are mounted: on it,
+// aside, or only where a container has them bound. live: the one on the mount point lives.
 //
 // Locks: the id's lock is held.
-// Errors: errdefs.ErrFailedPrecondition with EBUSY if something may still be written through one of them; it stays.
-func (s *Snapshotter) endDead(id string) error {
-	points, err := s.deadMounts(id)
+// Errors: errdefs.ErrFailedPrecondition, with EBUSY if something is open for writing; those of quiet.
+func endWriting(ctx context.Context, point string, live bool) error {
+	table, err := readMountTable()
 	if err != nil {
 		return err
 	}
-	for _, point := range points {
-		mounted, _, err := mountedAt(point)
-		if err != nil {
-			return err
+	all, err := table.sessions(point)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if on := table.on(point); live && on != nil && deviceOf(on) == deviceOf(m) {
+			continue
 		}
-		if mounted {
-			if err := setReadOnly(point, true); err != nil {
-				return fmt.Errorf("the mount server died while it was used: %w", err)
-			}
-		}
-		if err := s.dropMountPoint(point); err != nil {
+		switch ok, err := quiet(ctx, m); {
+		case err != nil:
 			return err
+		case !ok:
+			return fmt.Errorf("the mount server died, and files are open for writing in %s: %w: %w", m.Mountpoint, unix.EBUSY, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
@@ -105,10 +148,10 @@ func (s *Snapshotter) deadMounts(id string) ([]string, error) {
 // reconcileDead takes a dead mount of a live snapshot, which was put aside, away, unless something may still be written through it.
 //
 // Locks: the id's lock is held.
-func (s *Snapshotter) reconcileDead(point string) error {
-	mounted, _, err := mountedAt(point)
-	if err != nil || mounted && setReadOnly(point, true) != nil {
+func (s *Snapshotter) reconcileDead(ctx context.Context, aside, point string) error {
+	ok, err := quietAt(ctx, aside, point)
+	if err != nil || !ok {
 		return err // it stays
 	}
-	return s.dropMountPoint(point)
+	return s.dropMountPoint(aside)
 }

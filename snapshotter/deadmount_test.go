@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
@@ -36,6 +37,7 @@ func TestCommitWhileADeadMountIsWritten(t *testing.T) {
 			require.NoError(b.t, err)
 		},
 		"opened again": func(b *bench) { b.reopen() },
+		"taken away":   func(*bench) {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := fuseBench(t)
@@ -46,6 +48,9 @@ func TestCommitWhileADeadMountIsWritten(t *testing.T) {
 			_, err = f.WriteString("before")
 			require.NoError(t, err)
 			require.NoError(t, f.Sync())
+			if name == "taken away" { // by an operator, or by the server itself when it is stopped; the container has its bind
+				require.NoError(t, detach(b.s.root.mountPoint(b.id("c"))))
+			}
 			b.another()
 			_, _ = f.WriteAt([]byte("B"), 0) // it is written where the kernel passes it through
 			upper, err := os.ReadFile(b.s.root.layer(b.id("c")) + "/etc/new")
@@ -153,4 +158,57 @@ func TestOneBadMountPoint(t *testing.T) {
 		require.NoError(t, os.RemoveAll(b.root+"/mounts/999"))
 		b.requireClean()
 	})
+}
+
+// TestLiveMountOfAnotherServer: that our server does not know a mount does not make it dead. Who is served by another one notices nothing.
+func TestLiveMountOfAnotherServer(t *testing.T) {
+	b := fuseBench(t)
+	c := withImage(t, b)
+	b.k.Mounter = startTestServer(t).mounter(t)
+	for range 2 {
+		require.ErrorContains(t, b.s.Cleanup(b.ctx), "another mount server")
+		_, err := b.s.Mounts(b.ctx, "c")
+		require.True(t, errdefs.IsFailedPrecondition(err), "%v", err)
+		require.True(t, errdefs.IsFailedPrecondition(b.s.Commit(b.ctx, "three", "c")))
+		b.reopen()
+		write(t, c+"/etc/late", "4")
+	}
+	b.k.Mounter = b.server.mounter(t)
+	b.reopen()
+	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+	requireFile(t, b.view("after", "three")+"/etc/late", "4")
+}
+
+// TestForeignMountOnAMountPoint: what is not ours is taken off a mount point, and is what it was elsewhere.
+func TestForeignMountOnAMountPoint(t *testing.T) {
+	b := fuseBench(t)
+	withImage(t, b)
+	b.reboot()
+	foreign := filepath.Join(filepath.Dir(b.root), "foreign")
+	require.NoError(t, os.Mkdir(foreign, 0o755))
+	require.NoError(t, unix.Mount("foreign", foreign, "tmpfs", 0, ""))
+	defer func() { require.NoError(t, detach(foreign)) }()
+	point := b.s.root.mountPoint(b.id("c"))
+	require.NoError(t, unix.Mount(foreign, point, "", unix.MS_BIND, ""))
+	require.NoError(t, b.s.Cleanup(b.ctx))
+	mounted, _, err := mountedAt(point)
+	require.NoError(t, err)
+	require.False(t, mounted)
+	write(t, foreign+"/file", "x")
+	require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+	write(t, foreign+"/file", "y")
+}
+
+// TestMarksOnAFullDisk: those that could not be written leave nothing beside, and those that a crash left half written are replaced.
+func TestMarksOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/marks.json"
+	require.NoError(t, os.Mkdir(path, 0o755)) // what cannot be replaced
+	require.Error(t, replaceFile(path, []byte("text")))
+	require.Equal(t, []string{"marks.json"}, names(t, dir))
+	require.NoError(t, os.Remove(path))
+	write(t, path+".new", "more than that")
+	require.NoError(t, replaceFile(path, []byte("text")))
+	requireFile(t, path, "text")
+	require.Equal(t, []string{"marks.json"}, names(t, dir))
 }

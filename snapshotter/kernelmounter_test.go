@@ -65,6 +65,8 @@ func (k *kernelMounter) Flush(_ context.Context, spec MountSpec, _ FlushOptions)
 
 // Mounted knows from the mount table what is still used.
 func (k *kernelMounter) Mounted(context.Context) ([]MountSpec, error) {
+	k.mu.Lock() // before the table is read: a mount that came after it is not gone
+	defer k.mu.Unlock()
 	all, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("overlay"))
 	if err != nil {
 		return nil, err
@@ -74,8 +76,6 @@ func (k *kernelMounter) Mounted(context.Context) ([]MountSpec, error) {
 	for _, m := range all {
 		live[device{m.Major, m.Minor}] = true
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	var specs []MountSpec
 	for id, m := range k.specs {
 		if !live[device{m.major, m.minor}] {

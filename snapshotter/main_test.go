@@ -17,6 +17,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/sirupsen/logrus"
 	"github.com/stretchr/testify/require"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/control"
 )
 
 // testDir is below which every test mounts.
@@ -28,6 +30,9 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	if len(os.Args) > 1 && os.Args[1] == control.ChildCommand {
+		return control.Child(os.Args[2:])
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "these tests mount file systems and need root")
 		return 1
@@ -123,9 +128,7 @@ func (b *bench) reboot() {
 	require.NoError(b.t, b.s.Close())
 	unmountBelow(b.t, filepath.Dir(b.root))
 	if b.server != nil {
-		b.server.kill(b.t)
-		b.server = startTestServer(b.t)
-		b.k.Mounter = b.server.mounter(b.t)
+		b.another()
 	} else {
 		b.k.Mounter = newKernelMounter()
 	}

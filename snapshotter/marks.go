@@ -3,11 +3,11 @@ package snapshotter
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
-
-	"github.com/containerd/continuity"
 )
 
 // layerMarks say what a committed layer holds beside plain files, and so which mounts show it right.
@@ -101,14 +101,31 @@ func (s *Snapshotter) writeMarks(id string, m layerMarks) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.root.marks(id), err)
 	}
-	err = continuity.AtomicWriteFile(s.root.marks(id), append(text, '\n'), 0o600)
-	if err == nil {
-		err = syncDirectory(s.root.snapshot(id))
-	}
-	if err != nil {
+	if err := replaceFile(s.root.marks(id), append(text, '\n')); err != nil {
 		return fmt.Errorf("write marks: %w", err)
 	}
 	return nil
+}
+
+// replaceFile makes text all of a file, durably, or leaves the file as it was. One writer at a time. What a crash leaves beside it has a name
+// that the next one takes, which is why it is not continuity.AtomicWriteFile, whose leavings nobody finds.
+func replaceFile(path string, text []byte) error {
+	beside := path + ".new"
+	f, err := os.OpenFile(beside, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(beside, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(beside))
+	}
+	return syncDirectory(filepath.Dir(path))
 }
 
 // chainMarks are the marks of several layers together.

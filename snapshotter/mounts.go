@@ -189,7 +189,7 @@ func (s *Snapshotter) ensureMounted(ctx context.Context, spec MountSpec) error {
 		case live != nil:
 			return nil
 		}
-		if err := s.retire(spec.MountPoint); err != nil {
+		if err := s.retire(ctx, spec.MountPoint); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 )
 
@@ -33,6 +34,44 @@ func (t mountTable) hasFUSE(points string) bool {
 	}
 	return false
 }
+
+// on is what is mounted on a path, the topmost; nil if nothing is.
+func (t mountTable) on(path string) *mountinfo.Info {
+	for _, m := range slices.Backward(t) {
+		if m.Mountpoint == path {
+			return m
+		}
+	}
+	return nil
+}
+
+// sessionOf tells whether m is the mount server's mount of a mount point, or a bind of it.
+func sessionOf(m *mountinfo.Info, point string) bool {
+	return m.FSType == fuseType && m.Source == point
+}
+
+// sessions is a mount of each session of a mount point, dead or not, wherever it is.
+//
+// Errors: errdefs.ErrFailedPrecondition if other mounts hide all of one.
+func (t mountTable) sessions(point string) ([]*mountinfo.Info, error) {
+	byDevice := make(map[string]*mountinfo.Info)
+	for _, m := range t {
+		if d := deviceOf(m); sessionOf(m, point) && (byDevice[d] == nil || t.on(m.Mountpoint) == m) {
+			byDevice[d] = m
+		}
+	}
+	var all []*mountinfo.Info
+	for _, m := range byDevice {
+		if t.on(m.Mountpoint) != m {
+			return nil, fmt.Errorf("%s is hidden by what is mounted over it: %w", m.Mountpoint, errdefs.ErrFailedPrecondition)
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// deviceOf is a mount's file system as MAJOR:MINOR.
+func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
 // readOnlyBelow is the names in the directory on which a file system that is read-only as a whole is mounted.
 func (t mountTable) readOnlyBelow(dir string) map[string]bool {

@@ -19,16 +19,17 @@ type disk struct {
 	fsType, image, dir string
 }
 
-// onDisks runs f on each file system that holds uppers, with metacopy files kept.
-func onDisks(t *testing.T, f func(t *testing.T, d *disk)) {
-	for _, fsType := range []string{"ext4", "xfs", "btrfs"} {
+// onDisks runs f on each file system that holds uppers, with metacopy files kept, and on others, whose type mkfs's options may follow.
+func onDisks(t *testing.T, f func(t *testing.T, d *disk), others ...string) {
+	for _, fsType := range append([]string{"ext4", "xfs", "btrfs"}, others...) {
 		t.Run(fsType, func(t *testing.T) {
 			outer := fuseBench(t)
 			above := filepath.Dir(outer.root)
-			d := &disk{bench: outer, fsType: fsType, image: above + "/disk.img", dir: above + "/disk"}
+			name, options, _ := strings.Cut(fsType, " ")
+			d := &disk{bench: outer, fsType: name, image: above + "/disk.img", dir: above + "/disk"}
 			require.NoError(t, os.WriteFile(d.image, nil, 0o600))
 			require.NoError(t, os.Truncate(d.image, 400<<20))
-			run1(t, "mkfs."+fsType, "-q", d.image)
+			run1(t, "mkfs."+name, append(strings.Fields(options), "-q", d.image)...)
 			require.NoError(t, os.Mkdir(d.dir, 0o755))
 			d.attach(d.image)
 			t.Cleanup(func() { unmountBelow(t, d.dir) })
@@ -59,8 +60,7 @@ func (d *disk) cut() {
 		return err == nil && strings.TrimSpace(string(out)) == ""
 	}, 20*time.Second, 50*time.Millisecond)
 	d.attach(d.image + ".cut")
-	d.server = startTestServer(d.t)
-	d.k.Mounter = d.server.mounter(d.t)
+	d.another()
 	d.open()
 }
 
@@ -115,7 +115,7 @@ func TestCommitSyncsWhatFsyncCannot(t *testing.T) {
 		require.NoError(t, unix.Lstat(v+"/link", &link))
 		require.NoError(t, unix.Lstat(v+"/fifo", &fifo))
 		require.Equal(t, []uint32{7, 7, unix.S_IFIFO | 0o600}, []uint32{link.Uid, fifo.Uid, fifo.Mode})
-	})
+	}, "ext4 -O ^has_journal")
 }
 
 // TestStaleMarks: the marks that a commit left which got no further are not those of the one that did, whatever the disk had.

@@ -26,7 +26,8 @@ func (s *Snapshotter) reconcile(ctx context.Context) (faults []error, err error)
 		return nil, err
 	}
 	specs, err := s.cfg.Mounter.Mounted(ctx)
-	if err != nil && (!errdefs.IsUnavailable(err) || table.hasFUSE(s.root.mounts())) {
+	unavailable := errdefs.IsUnavailable(err)
+	if err != nil && (!unavailable || table.hasFUSE(s.root.mounts())) {
 		return nil, err
 	}
 	known, err := s.kindsNow(ctx)
@@ -44,6 +45,9 @@ func (s *Snapshotter) reconcile(ctx context.Context) (faults []error, err error)
 	}
 	readOnly := table.readOnlyBelow(s.root.mounts())
 	for id := range ids {
+		if unavailable && live(known[id]) { // it has no mount, and nobody who would have to be asked again
+			continue
+		}
 		if live(known[id]) && served[id] && (known[id] == snapshots.KindView || !readOnly[id]) {
 			continue
 		}
@@ -87,25 +91,17 @@ func (s *Snapshotter) reconcileOne(ctx context.Context, name string, served bool
 		return s.dropMountPoint(point)
 	}
 	if dead {
-		return s.reconcileDead(point)
+		return s.reconcileDead(ctx, point, s.root.mountPoint(id))
 	}
 	now, err := s.serving(ctx, point)
-	switch {
-	case err == nil && now == nil:
-		return s.retire(point)
-	case err != nil && !errdefs.IsUnavailable(err):
+	if err != nil {
 		return err
 	}
-	mounted, readOnly, merr := mountedAt(point)
-	switch {
-	case merr != nil:
-		return merr
-	case err != nil && !mounted && !served:
-		return nil
-	case err != nil:
-		return err
+	if now == nil {
+		return s.retire(ctx, point)
 	}
-	if mounted && readOnly && known[id] == snapshots.KindActive {
+	mounted, readOnly, err := mountedAt(point)
+	if err == nil && mounted && readOnly && known[id] == snapshots.KindActive {
 		err = setReadOnly(point, false)
 	}
 	return err

@@ -19,6 +19,7 @@ import (
 	"runtime/debug"
 
 	"github.com/overlayfuse/overlayfuse-snapshotter/config"
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/control"
 )
 
 // Exit codes.
@@ -36,8 +37,13 @@ func main() {
 
 // run is main without the process: what it returns is the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == "config" {
-		return configCommand(args[1:], stdout, stderr)
+	if len(args) > 0 {
+		switch args[0] {
+		case "config":
+			return configCommand(args[1:], stdout, stderr)
+		case control.ChildCommand:
+			return control.Child(args[1:])
+		}
 	}
 	cfg, done, err := parse(args, stdout, stderr)
 	switch {

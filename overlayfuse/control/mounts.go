@@ -177,13 +177,18 @@ func (s *Server) flush(ctx context.Context, spec Spec, keepMetacopy bool) (stats
 	return stats, errors.Join(err, fs.Close())
 }
 
-// probe asks the server of a mount for a sign of life.
+// Alive tells whether what is mounted on a path, of a device MAJOR:MINOR, has a server, whosever it is. The process's binary must know
+// ChildCommand.
 //
-// Errors: ENOTCONN or ECONNABORTED if there is none; ETIMEDOUT.
-func probe(ctx context.Context, path, device string) error {
+// Errors: ETIMEDOUT if it has one that does not answer; ESTALE if something else is mounted there.
+func Alive(ctx context.Context, path, device string) (bool, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, unix.ETIMEDOUT)
 	defer cancel()
-	return runChild(ctx, childStatfs, path, device)
+	err := runChild(ctx, childStatfs, path, device)
+	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // detachDead takes mounts of ours whose server is dead off a mount point: the earlier server's, if this one was started
@@ -206,12 +211,12 @@ func detachDead(ctx context.Context, mountpoint string) error {
 		if fsType != overlayfuse.Type {
 			return nil
 		}
-		err = probe(ctx, path, device)
-		if err == nil {
-			return fmt.Errorf("mount point %s: a live overlay is mounted there: %w", path, unix.EBUSY)
-		}
-		if !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+		alive, err := Alive(ctx, path, device)
+		if err != nil {
 			return err
+		}
+		if alive {
+			return fmt.Errorf("mount point %s: a live overlay is mounted there: %w", path, unix.EBUSY)
 		}
 		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("dead mount on %s: %w", path, err)
