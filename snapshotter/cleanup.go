@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // Cleanup deletes the files of removed snapshots, and whatever a crash left. What is in use stays for a later call.
@@ -36,19 +38,52 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 	for i := range faults { // of single mounts; what they use is known nevertheless
 		faults[i] = fmt.Errorf("cleanup: %w", faults[i])
 	}
-	for _, dir := range garbage {
+	if len(garbage) == 0 {
+		return errors.Join(faults...)
+	}
+	bare, err := openBare(s.root.snapshots())
+	if err != nil {
+		return errors.Join(append(faults, fmt.Errorf("cleanup: %w", err))...)
+	}
+	defer func() { _ = bare.Close() }() // nothing is written through it
+	for _, name := range garbage {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(faults, err)...)
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := bare.removeAll(name); err != nil {
 			faults = append(faults, fmt.Errorf("cleanup: %w", err))
 		}
 	}
 	return errors.Join(faults...)
 }
 
+// bareDir is a directory without what is mounted below it, now or later: what is deleted in it is deleted there and nowhere else.
+type bareDir struct {
+	*os.File
+	path string
+}
+
+func openBare(path string) (bareDir, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return bareDir{}, fmt.Errorf("%s: private mount: %w", path, err)
+	}
+	return bareDir{os.NewFile(uintptr(fd), path), path}, nil
+}
+
+// removeAll deletes what has the name, and all below it.
+//
+// Errors: EBUSY if something is mounted below it, which keeps what it has; those of unlinkat(2).
+func (d bareDir) removeAll(name string) error {
+	err := os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name))
+	if pe := (*os.PathError)(nil); errors.As(err, &pe) {
+		return fmt.Errorf("delete %s: %w", filepath.Join(d.path, name), pe.Err)
+	}
+	return err
+}
+
 // setGarbageAside gives garbage names to what belongs to no snapshot, because an id can come back: one that was given in a
-// transaction that a crash cut off. It returns the paths of everything to be deleted.
+// transaction that a crash cut off. It returns the names of everything to be deleted.
 //
 // Preconditions: a write transaction is in the context.
 func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool) ([]string, error) {
@@ -69,11 +104,11 @@ func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool)
 			of := garbageOf(name)
 			ended := !live(known[strings.TrimPrefix(of, garbagePrefix)]) // else its session's work directory has its own name
 			if !used[name] && !(ended && used[of]) {
-				garbage = append(garbage, s.root.snapshot(name))
+				garbage = append(garbage, name)
 			}
 		case !ok && !used[name]:
-			aside := s.root.snapshot(garbageName(name))
-			if err := os.Rename(s.root.snapshot(name), aside); err != nil {
+			aside := garbageName(name)
+			if err := os.Rename(s.root.snapshot(name), s.root.snapshot(aside)); err != nil {
 				return nil, err
 			}
 			garbage = append(garbage, aside)
@@ -90,7 +125,7 @@ func (s *Snapshotter) setGarbageAside(ctx context.Context, used map[string]bool)
 	return garbage, nil
 }
 
-// inUse is the names in snapshots/ that a mount still shows, of snapshots or of what is left of them; and garbageOf the garbage of those
+// inUse is the names in snapshots/ that a mount still shows or lies below, of snapshots or of what is left of them; and garbageOf the garbage of those
 // whose work directory is used.
 //
 // Errors: errdefs.ErrUnavailable if the mount server cannot be asked although mounts of its live.

@@ -214,8 +214,8 @@ func (s *Snapshotter) dropWork(id string) (garbage string, err error) {
 	if err := os.Remove(work); err == nil || errors.Is(err, os.ErrNotExist) {
 		return "", nil
 	}
-	garbage = s.root.snapshot(garbageName(id))
-	return garbage, os.Rename(work, garbage)
+	garbage = garbageName(id)
+	return garbage, os.Rename(work, s.root.snapshot(garbage))
 }
 
 // syncFileSystem writes the directory's file system back. Its errors include those of earlier writebacks that nobody saw.

@@ -274,6 +274,30 @@ func TestCleanupKeepsABoundLayer(t *testing.T) {
 	})
 }
 
+// TestCleanupStaysOnItsFileSystem: what is mounted inside a removed snapshot is not part of it, and keeps it until it is gone.
+func TestCleanupStaysOnItsFileSystem(t *testing.T) {
+	onBoth(t, func(t *testing.T, b *bench) {
+		b.layer("precious", "", func(dir string) { write(t, dir+"/f", "1") })
+		b.layer("one", "", func(dir string) { write(t, dir+"/in/g", "2") })
+		precious, one := b.s.root.layer(b.id("precious")), b.s.root.layer(b.id("one"))
+		require.NoError(t, unix.Mount(precious, one+"/in", "", unix.MS_BIND, ""))
+		b.remove("one")
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		requireFile(t, precious+"/f", "1")
+		requireFile(t, one+"/in/f", "1")
+		// Mounted too late to be known.
+		bare, err := openBare(b.s.root.snapshots())
+		require.NoError(t, err)
+		defer func() { require.NoError(t, bare.Close()) }()
+		name := filepath.Base(filepath.Dir(one))
+		require.ErrorIs(t, bare.removeAll(name), unix.EBUSY)
+		requireFile(t, precious+"/f", "1")
+		require.NoError(t, detach(one+"/in"))
+		require.NoError(t, b.s.Cleanup(b.ctx))
+		require.NoDirExists(t, filepath.Dir(one))
+	})
+}
+
 // TestCleanupWithoutKnowledgeDeletesNothing: the mount server does not answer, so nobody knows what its mounts use.
 func TestCleanupWithoutKnowledgeDeletesNothing(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bench) {

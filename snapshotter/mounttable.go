@@ -84,11 +84,15 @@ func (t mountTable) readOnlyBelow(dir string) map[string]bool {
 	return names
 }
 
-// using is the names of the directory's entries that are bound somewhere or are layers of an overlay.
+// using is the names of the directory's entries that are bound somewhere, have something mounted below them or are layers of an overlay.
 func (t mountTable) using(dir string) map[string]bool {
 	used := make(map[string]bool)
 	t.addBinds(dir, used)
 	for _, m := range t {
+		if rest, ok := strings.CutPrefix(m.Mountpoint, dir+"/"); ok {
+			name, _, _ := strings.Cut(rest, "/")
+			used[name] = true
+		}
 		if m.FSType == "overlay" {
 			addLayers(dir, m.VFSOptions, used)
 		}
