@@ -118,6 +118,10 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if _, cut := in.GetSize(); cut && in.NodeId != n.id.Load() {
 		return fs.fail("setattr", n, unix.ESTALE)
 	}
+	if in.Valid&(fuse.FATTR_SIZE|fuse.FATTR_MTIME|fuse.FATTR_MTIME_NOW) == fuse.FATTR_MTIME && !fs.opensUnasked() {
+		// What was stored in mappings before: written back later, it would change the time. (While a size is set, nothing is written back.)
+		fs.writeBackStores(n, 0, 0)
+	}
 	if err := fs.setAttr(n, in); err != nil {
 		return fs.fail("setattr", n, err)
 	}

@@ -173,7 +173,11 @@ func (fs *FS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, f
 		err = fmt.Errorf("wrote %d of %d bytes: %w", n, len(data), unix.EIO)
 	}
 	// A caller can go on after a short write; writeback takes any answer but an error for the whole.
-	if err != nil && (n == 0 || in.WriteFlags&fuse.WRITE_CACHE != 0) {
+	if err != nil && in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		fs.noteLostPage(h.in, err)
+		return 0, fs.fail("write", h.in, err)
+	}
+	if err != nil && n == 0 {
 		return 0, fs.fail("write", h.in, err)
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
@@ -225,7 +229,11 @@ func (fs *FS) truncate(in *inode, size int64) error {
 		return unix.EINVAL
 	}
 	f := fs.data(in)
-	return fs.untimed(in, f, func() error { return f.Truncate(size) })
+	err := fs.untimed(in, f, func() error { return f.Truncate(size) })
+	if err == nil && size == 0 {
+		fs.toldLostPage(in)
+	}
+	return err
 }
 
 // Release closes a file.
@@ -259,6 +267,9 @@ func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	}
 	if err := sync(in.FsyncFlags&dataOnly != 0); err != nil {
 		return fs.fail("fsync", h.in, err)
+	}
+	if fs.lost != nil {
+		fs.toldLostPage(h.in)
 	}
 	return fs.fail("fsync", h.in, fs.syncMetacopy(h))
 }

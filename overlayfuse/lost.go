@@ -20,7 +20,11 @@ import (
 //
 //	WORKDIR/lost    "path in the upper": cause
 //
-// What the kernel itself knows of, because nobody asked it yet, the flush hears from its fsync(2).
+// What of the upper's file the kernel itself knows, because nobody asked it yet, the flush hears from its fsync(2).
+//
+// So is a page of the mount's page cache that could not be written to the upper at all: a store into a mapping, and with io=writeback any
+// write. Of that, the kernel tells who syncs or closes the file, and asks the server nothing then: the line is kept until an fsync reaches
+// the server, which it does once somebody was told (lib/errseq.c), until the file is emptied or until the flush has told.
 
 const lostName = "lost"
 
@@ -32,13 +36,19 @@ type lostWrites struct {
 	dir layerRoot // the workdir
 
 	mu     sync.Mutex
-	files  map[uint64]string // lines, by inode number
-	before []string          // lines of earlier mounts
+	files  map[lostKey]string // lines
+	before []string           // lines of earlier mounts
+}
+
+// lostKey is a file, and who knows of the loss.
+type lostKey struct {
+	ino uint64
+	of  *inode // the kernel does, of this inode while it has it; nil: the engine
 }
 
 // openLost reads what earlier mounts left.
 func openLost(work layerRoot) *lostWrites {
-	return &lostWrites{dir: work, files: map[uint64]string{}, before: readLost(work)}
+	return &lostWrites{dir: work, files: map[lostKey]string{}, before: readLost(work)}
 }
 
 // readLost gives the lines of a workdir. A list without any text was written when there was no space for it, or can't be read: no mount
@@ -67,11 +77,21 @@ func (fs *FS) noteLost(of copyup.Target, err error) {
 		return
 	}
 	if err == nil {
-		fs.lost.told(t.in.ino)
+		fs.lost.told(lostKey{ino: t.in.ino})
 		return
 	}
-	if errKeep := fs.lost.add(t.in, fmt.Sprintf("%q: %v", t.in.path(), errnoOf(err))); errKeep != nil {
-		fs.log.WithError(errKeep).WithField("path", t.in.path()).Error("overlay: that writes were lost is not kept over an unmount")
+	fs.keepLost(lostKey{ino: t.in.ino}, t.in, err)
+}
+
+// noteLostPage notes that the kernel was refused what it wrote back.
+func (fs *FS) noteLostPage(in *inode, err error) { fs.keepLost(lostKey{in.ino, in}, in, err) }
+
+// toldLostPage: somebody was told of the pages of a file that were lost, or nobody will miss them.
+func (fs *FS) toldLostPage(in *inode) { fs.lost.told(lostKey{in.ino, in}) }
+
+func (fs *FS) keepLost(k lostKey, in *inode, err error) {
+	if errKeep := fs.lost.add(k, in, fmt.Sprintf("%q: %v", in.path(), errnoOf(err))); errKeep != nil {
+		fs.log.WithError(errKeep).WithField("path", in.path()).Error("overlay: that writes were lost is not kept over an unmount")
 	}
 }
 
@@ -84,13 +104,13 @@ func errnoOf(err error) error {
 }
 
 // add keeps a line for a file, unless it has no name any more.
-func (l *lostWrites) add(in *inode, line string) error {
+func (l *lostWrites) add(k lostKey, in *inode, line string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.files[in.ino]; ok || in.isDead() || len(l.files)+len(l.before) >= mostLost {
+	if _, ok := l.files[k]; ok || in.isDead() || len(l.files)+len(l.before) >= mostLost {
 		return nil
 	}
-	l.files[in.ino] = line
+	l.files[k] = line
 	fd, err := openIn(l.dir.fd, lostName, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("workdir %s/%s: %w", l.dir.path, lostName, err)
@@ -100,15 +120,25 @@ func (l *lostWrites) add(in *inode, line string) error {
 	return errors.Join(err, f.Close())
 }
 
-// told forgets a file.
-func (l *lostWrites) told(ino uint64) {
+// told forgets what was lost of a file.
+func (l *lostWrites) told(k lostKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.files[ino]; !ok {
-		return
+	if _, ok := l.files[k]; ok {
+		delete(l.files, k)
+		l.removeIfNoneLocked()
 	}
-	delete(l.files, ino)
-	l.removeIfNoneLocked()
+}
+
+// forget forgets all that was lost of a file.
+func (l *lostWrites) forget(ino uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	had := len(l.files)
+	maps.DeleteFunc(l.files, func(k lostKey, _ string) bool { return k.ino == ino })
+	if len(l.files) < had {
+		l.removeIfNoneLocked()
+	}
 }
 
 // removeIfNoneLocked removes the list once it is empty. What is left in it of files that were told of is told once more.

@@ -3,6 +3,7 @@ package overlayfuse_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -156,5 +157,88 @@ func TestLostWritesAreTold(t *testing.T) {
 	}
 	if out, err := flush(); err != nil {
 		t.Errorf("the flush once more: %v: %s", err, out)
+	}
+}
+
+// TestLostStoresAreTold: a store into a mapping that the upper had no room for is told to who syncs the file, once; or, if nobody does, to the
+// flush, once, also after an unmount. What was emptied or removed is no loss.
+func TestLostStoresAreTold(t *testing.T) {
+	s, err := newPlainScript(t, "overlayfuse", "lost-stores")
+	if err != nil {
+		t.Fatal(err)
+	}
+	small := filepath.Join(s.dir, "small")
+	mountSmall(t, small, limits[0])
+	must := func(want string, words ...string) {
+		t.Helper()
+		if got := s.mustDo(t, words...); got != want {
+			t.Errorf("%v: got %q, want %q", words, got, want)
+		}
+	}
+	must("", "mkdir", "small/u")
+	must("", "mkdir", "small/w")
+	names := []string{"asked", "emptied", "removed", "silent"}
+	for _, name := range names {
+		must("", "put", "l1/"+name, "")
+		must("", "open", "a", "l1/"+name, "rw")
+		s.mustDo(t, "fill", "a", "0", "2000000", "a")
+		must("", "close", "a")
+	}
+	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
+	if err == nil {
+		err = s.mount(m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names { // partial, and open
+		must("", "open", name, "m/"+name, "rw")
+		s.mustDo(t, "fill", name, "0", "4096", "b")
+		must("", "fsync", name)
+		must("", "mmap", name, name, "rw", "shared", "2000000")
+	}
+	fill(t, small)
+	lost := func() bool {
+		_, err := os.Stat(filepath.Join(small, "w/lost"))
+		return err == nil
+	}
+	store := func(name string) {
+		t.Helper()
+		for at := 0; at < 2000000; at += 4096 { // more than the little space that may be left takes
+			must("", "store", name, fmt.Sprint(at), "store")
+		}
+	}
+	for name, settle := range map[string]func(){
+		"asked":   func() { must("", "fsync", "asked") }, // for msync(2) has told
+		"emptied": func() { must("", "truncate", "m/emptied", "0") },
+		"removed": func() { must("", "unlink", "m/removed") },
+	} {
+		store(name)
+		must("ENOSPC", "msync", name)
+		if !lost() {
+			t.Errorf("%s: the loss is not kept", name)
+		}
+		settle()
+		if lost() {
+			t.Errorf("%s: the loss is kept although nobody will miss anything", name)
+		}
+	}
+	must("", "close", "silent")
+	store("silent")
+	must("", "munmap", "silent")
+	if m, err = s.umount("m"); err != nil {
+		t.Fatal(err)
+	}
+	if !lost() {
+		t.Error("nobody was told, and the loss is not kept")
+	}
+	unfill(t, small)
+	for _, want := range []string{"writes were lost", ""} {
+		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
+		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
+		cancel()
+		if (err != nil) != (want != "") || !strings.Contains(string(out), want) {
+			t.Errorf("flush: %v: %s, want %q", err, out, want)
+		}
 	}
 }

@@ -166,7 +166,7 @@ func (fs *FS) markDead(in *inode) {
 		f.Forget()
 	}
 	if fs.lost != nil { // what a file lacks that nobody can open is no loss
-		fs.lost.told(in.ino)
+		fs.lost.forget(in.ino)
 	}
 }
 
