@@ -76,13 +76,21 @@ func (l *layers) cloneMount(fd int, attr unix.MountAttr) (int, error) {
 	}
 	m, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err == nil {
-		if err = unix.MountSetattr(m, "", unix.AT_EMPTY_PATH, &attr); err == nil {
+		err = unix.MountSetattr(m, "", unix.AT_EMPTY_PATH, &attr)
+		if !privileged() && errors.Is(err, unix.EPERM) {
+			// A mount that came from outside keeps its atime flags (mount_namespaces(7)). Of a read-only one, no read changes a time.
+			const atimes = unix.MOUNT_ATTR__ATIME | unix.MOUNT_ATTR_NODIRATIME
+			attr.Attr_set &^= atimes
+			attr.Attr_clr &^= atimes
+			err = unix.MountSetattr(m, "", unix.AT_EMPTY_PATH, &attr)
+		}
+		if err == nil {
 			return m, nil
 		}
 		_ = unix.Close(m) // of no use
 	}
-	// In a user namespace, mounts that came from outside refuse to be cloned when they hide others (EINVAL) and to
-	// lose their atime flags (EPERM): mount_namespaces(7). There is no passthrough there to guard against.
+	// In a user namespace, mounts that came from outside refuse to be cloned when they hide others (EINVAL). There is no passthrough there to
+	// guard against.
 	if !privileged() && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL)) {
 		l.private = false
 		return -1, nil

@@ -225,6 +225,20 @@ func TestMountInAUserNamespace(t *testing.T) {
 	}
 }
 
+// TestUserNamespaceReadsLowersOnly: no look at a lower object changes its access time there either.
+func TestUserNamespaceReadsLowersOnly(t *testing.T) {
+	dir := testDirs(t)
+	out, err := exec.Command("timeout", "30", "unshare", "-Urm", "sh", "-c", fmt.Sprintf(`set -e; cd %s
+		mkdir l/d; ln -s lower l/s; touch -h -a -d @1000 l/lower l/d l/s
+		%s -f -o lowerdir=l,upperdir=u,workdir=w m &
+		until grep -q "$PWD/m fuse.overlayfuse" /proc/self/mounts; do sleep 0.05; done
+		cat m/lower; ls m/d; readlink m/s >/dev/null; echo x >>m/lower
+		umount m; wait; stat -c %%X l/lower l/d l/s`, dir, command)).CombinedOutput()
+	if err != nil || string(out) != "hello1000\n1000\n1000\n" {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
 // TestUserNamespaceWritesBack: no passthrough is to be had there, and the kernel's writeback cache is the next best.
 func TestUserNamespaceWritesBack(t *testing.T) {
 	dir := testDirs(t)
