@@ -25,10 +25,8 @@ func (fs *FS) install(in *inode, a alias, t *temp, data upperData) error {
 		return err
 	}
 	err = fs.keepTimes(d, func() error {
-		if !in.isDir() {
-			if err := fs.markImpure(a.parent, d); err != nil {
-				return err
-			}
+		if err := fs.markImpure(a.parent, d); err != nil {
+			return err
 		}
 		return fs.giveName(t, d.fd, a.name)
 	})
