@@ -15,6 +15,9 @@ import (
 
 const escape = "overlay."
 
+// xattrNameMax is how long a name may be, in bytes (XATTR_NAME_MAX of linux/limits.h).
+const xattrNameMax = 255
+
 // ownXattr tells one of the overlay's own attributes by its stored name.
 func (fs *FS) ownXattr(stored string) bool {
 	rest, ok := strings.CutPrefix(stored, fs.prefix)
@@ -37,10 +40,14 @@ func (fs *FS) shownXattr(stored string) string {
 	return stored
 }
 
-// refuseXattr is EOPNOTSUPP for what the mount was told not to have.
+// refuseXattr is EOPNOTSUPP for what the mount was told not to have, and for a name that is too long once it is stored; EINVAL for the prefix
+// of the overlay's own alone.
 func (fs *FS) refuseXattr(name string) error {
-	if fs.cfg.NoXattrs || fs.cfg.NoACL && strings.HasPrefix(name, aclPrefix) {
+	switch {
+	case fs.cfg.NoXattrs, fs.cfg.NoACL && strings.HasPrefix(name, aclPrefix), len(fs.storedXattr(name)) > xattrNameMax:
 		return unix.EOPNOTSUPP
+	case name == fs.prefix:
+		return unix.EINVAL
 	}
 	return nil
 }
@@ -144,8 +151,8 @@ func (fs *FS) listXattr(in *inode) ([]string, error) {
 	}
 	var names []string
 	for _, n := range stored {
-		if !fs.ownXattr(n) && fs.refuseXattr(n) == nil {
-			names = append(names, fs.shownXattr(n))
+		if shown := fs.shownXattr(n); !fs.ownXattr(n) && fs.refuseXattr(shown) == nil {
+			names = append(names, shown)
 		}
 	}
 	return names, nil
