@@ -117,7 +117,7 @@ func (c *commit) frozen(ctx context.Context, f func(context.Context) error) erro
 			return fmt.Errorf("%s was unmounted by somebody else while it is still in use: %w", c.spec.MountPoint, errdefs.ErrFailedPrecondition)
 		}
 	}
-	if err := endWriting(ctx, c.spec.MountPoint, live != nil); err != nil {
+	if err := endWriting(ctx, c.spec.MountPoint, c.s.root.layer(c.r.id), live != nil); err != nil {
 		return err
 	}
 	if live == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -93,12 +94,12 @@ func putAside(point string) error {
 	return nil
 }
 
-// endWriting makes sure that nothing can be written through the sessions of a mount point that died, wherever they are mounted: on it,
-// aside, or only where a container has them bound. live: the one on the mount point lives.
+// endWriting makes sure that nothing can be written to a layer through the sessions of its mount point that died, wherever they are mounted:
+// on it, aside, or only where a container has them bound. live: the one on the mount point lives.
 //
 // Locks: the id's lock is held.
 // Errors: errdefs.ErrFailedPrecondition, with EBUSY if something is open for writing; those of quiet.
-func endWriting(ctx context.Context, point string, live bool) error {
+func endWriting(ctx context.Context, point, layer string, live bool) error {
 	table, err := readMountTable()
 	if err != nil {
 		return err
@@ -106,6 +107,9 @@ func endWriting(ctx context.Context, point string, live bool) error {
 	all, err := table.sessions(point)
 	if err != nil {
 		return err
+	}
+	if len(all) == 0 && !live { // nor is one where this mount namespace does not show it
+		return awaitNoWriters(ctx, layer)
 	}
 	for _, m := range all {
 		if on := table.on(point); live && on != nil && deviceOf(on) == deviceOf(m) {
@@ -128,6 +132,25 @@ func (s *Snapshotter) dropDead(id string) error {
 		err = errors.Join(err, s.dropMountPoint(point))
 	}
 	return err
+}
+
+// lettingGo is how long the kernel may take to close what it wrote through, once the last user of a dead mount is gone. It is some
+// milliseconds (fs/fuse/inode.c:delayed_release()).
+const lettingGo = 2 * time.Second
+
+// awaitNoWriters is checkNoWriters of a layer which the kernel may be about to let go.
+func awaitNoWriters(ctx context.Context, layer string) error {
+	for end := time.Now().Add(lettingGo); ; {
+		err := checkNoWriters(ctx, layer)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(lettingGo / 100):
+		}
+	}
 }
 
 // deadMounts gives the mount points of a snapshot's dead mounts that were put aside.

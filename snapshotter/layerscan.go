@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +25,8 @@ const diskBlock = 512
 // layerScan walks one layer. Each directory is opened relative to its parent and no symlink is followed, so that a tree that
 // changes meanwhile cannot lead out of the layer.
 type layerScan struct {
-	wantMarks bool
+	wantMarks     bool
+	refuseWriters bool
 
 	usage    snapshots.Usage
 	marks    layerMarks
@@ -41,24 +43,38 @@ type inodeKey struct{ dev, ino uint64 }
 // With wantMarks it also reads each file's attributes for the layer's marks.
 func scanLayer(ctx context.Context, dir string, wantMarks bool) (*layerScan, error) {
 	w := &layerScan{wantMarks: wantMarks, seen: make(map[inodeKey]struct{}), buf: make([]byte, 4096)}
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	return w, w.run(ctx, dir)
+}
+
+// checkNoWriters refuses a layer of which a file is open for writing, by whomever.
+//
+// Errors: errdefs.ErrFailedPrecondition with EBUSY, with the file.
+func checkNoWriters(ctx context.Context, dir string) error {
+	return (&layerScan{refuseWriters: true, seen: make(map[inodeKey]struct{})}).run(ctx, dir)
+}
+
+// openUnseen are flags that open what a layer holds without a trace in it.
+const openUnseen = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NOATIME | unix.O_CLOEXEC
+
+func (w *layerScan) run(ctx context.Context, dir string) error {
+	fd, err := unix.Open(dir, openUnseen|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+		return &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	root := os.NewFile(uintptr(fd), dir)
 	defer func() { _ = root.Close() }() // only read
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: dir, Err: err}
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if err := w.inode(&st, "/proc/self/fd/"+strconv.Itoa(fd)+"/.", "."); err != nil {
-		return nil, fmt.Errorf("scan %s: %w", dir, err)
+		return fmt.Errorf("scan %s: %w", dir, err)
 	}
 	if err := w.directory(ctx, root, ""); err != nil {
-		return nil, fmt.Errorf("scan %s: %w", dir, err)
+		return fmt.Errorf("scan %s: %w", dir, err)
 	}
 	w.usage.Inodes = int64(len(w.seen))
-	return w, nil
+	return nil
 }
 
 // directory scans the entries of d, whose path within the layer is rel. What vanishes meanwhile is left out.
@@ -86,7 +102,7 @@ func (w *layerScan) directory(ctx context.Context, d *os.File, rel string) error
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue
 		}
-		sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		sub, err := unix.Openat(fd, name, openUnseen|unix.O_DIRECTORY, 0)
 		if err != nil {
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 				continue
@@ -109,6 +125,9 @@ func (w *layerScan) inode(st *unix.Stat_t, proc, rel string) error {
 	if _, ok := w.seen[key]; !ok {
 		w.seen[key] = struct{}{}
 		w.usage.Size += st.Blocks * diskBlock
+	}
+	if w.refuseWriters && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		return refuseWriter(proc, rel)
 	}
 	if !w.wantMarks {
 		return nil
@@ -143,6 +162,23 @@ func (w *layerScan) inode(st *unix.Stat_t, proc, rel string) error {
 				w.partial = cmp.Or(w.partial, rel)
 			}
 		}
+	}
+	return nil
+}
+
+// refuseWriter asks for a read lease, which there is none of while a file is open for writing (fcntl(2)). Where there are no leases, it is
+// not to be known.
+func refuseWriter(proc, rel string) error {
+	fd, err := unix.Open(proc, openUnseen|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: rel, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }() // the lease goes with it
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETLEASE, unix.F_RDLCK); errors.Is(err, unix.EAGAIN) {
+		return fmt.Errorf("%s is open for writing: %w: %w", rel, unix.EBUSY, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
