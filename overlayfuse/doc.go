@@ -128,6 +128,7 @@
 //	| differs_partial_file_under_the_kernel        | no such file                              | the kernel's overlayfs: EIO, until a flush    |
 //	| differs_metacopy_without_data                | EPERM, or EIO with metacopy=on            | EIO                                           |
 //	| differs_completion_that_was_killed           | EIO: it has no partial files              | its times are put back at the next mount      |
+//	| differs_access_times_of_a_partial_file       | a read sets it, O_NOATIME leaves it       | what is read in the upper sets it, no other   |
 //	| differs_redirect_escapes                     | ".." in a redirect is EACCES              | EINVAL: the redirect is wrong                 |
 //	| differs_mount_type                           | type overlay                              | type fuse.overlayfuse                         |
 //
