@@ -153,6 +153,7 @@
 //	| writeback_access_times               | a read sets the access time            | only a read that the page cache can't answer                   |
 //	| writeback_immutable_and_append_only  | chattr +i and +a of a file             | EOPNOTSUPP; of one that is so already the writeback fails      |
 //	| writeback_change_time                | the change time of the write           | the upper's, of the writeback, once the kernel forgot the file |
+//	| writeback_truncate_to_the_same_size  | truncate(2) changes the time           | not if the size stays                                          |
 //	| TestFullDisk                         | ENOSPC at write(2)                     | at fsync or close; the page cache has the data until it forgets|
 //	| TestLostWritesAreTold                | fsync(2) of each descriptor tells      | of what the upper lost, only that of who syncs first: nobody   |
 //	|                                      | what was lost                          | knows the descriptors, which the kernel opens without asking   |
