@@ -163,7 +163,7 @@
 //	  - 5 waits with fsync(2) for the data, and the removal of the mark is a later transaction: it cannot be on the disk without it. That
 //	    it is not waited for does not matter: with the mark, a complete file reads the same.
 //	  - FICLONE shares blocks that are on the disk already, by metadata alone: such a file is complete without a wait (on btrfs
-//	    it is marked until it was synced).
+//	    it is marked until it was synced). A lower that is not on the disk yet is not cloned: that would wait.
 //	  - fsync of a partial file makes name, marks and limit durable as well: the first one after a copy-up is fsync(2), never
 //	    fdatasync(2) alone, which may skip them (named).
 //	  - A kill of the process loses nothing that a write returned for: marks, sizes and data are in the kernel.

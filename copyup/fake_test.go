@@ -2,6 +2,7 @@ package copyup
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -59,8 +60,20 @@ func newTargetIn(t *testing.T, dir string, lower []byte) *fakeTarget {
 		if err := os.WriteFile(ft.path("lower"), lower, 0o644); err != nil {
 			t.Fatal(err)
 		}
+		ft.syncLower() // or it is not cloned
 	}
 	return ft
+}
+
+func (ft *fakeTarget) syncLower() {
+	ft.t.Helper()
+	f, err := os.Open(ft.path("lower"))
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil {
+		ft.t.Fatal(err)
+	}
 }
 
 // metacopy installs an upper without data.

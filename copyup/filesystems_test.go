@@ -2,6 +2,7 @@ package copyup
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,6 +121,71 @@ func TestReflink(t *testing.T) {
 			target.checkClosed()
 		})
 	}
+}
+
+// TestDirtyLowerIsNotCloned: that would write all of it back first, and a copy-up waits for no disk.
+func TestDirtyLowerIsNotCloned(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("loop devices need root")
+	}
+	for _, fs := range fileSystems {
+		if fs.name != "xfs" && fs.name != "btrfs" {
+			continue
+		}
+		t.Run(fs.name, func(t *testing.T) {
+			dir := mountFileSystem(t, fs.name, fs.mkfs)
+			for name, c := range map[string]struct {
+				size  int
+				write func(t *fakeTarget, lower []byte) error // of the lower
+				dirty bool
+			}{
+				"written just now":  {300 << 10, func(*fakeTarget, []byte) error { return nil }, true},
+				"on the disk":       {300 << 10, func(t *fakeTarget, _ []byte) error { t.syncLower(); return nil }, false},
+				"large, on disk":    {2*dirtyLook + 100, func(t *fakeTarget, _ []byte) error { t.syncLower(); return nil }, false},
+				"large, but an end": {2*dirtyLook + 100, rewriteEnd, true},
+			} {
+				var stats Stats
+				lower := pattern(c.size, 1)
+				// Another one: xfs begins at once to write back what was truncated before.
+				if err := os.RemoveAll(filepath.Join(dir, "lower")); err != nil {
+					t.Fatal(err)
+				}
+				target := newTargetIn(t, dir, lower)
+				if err := errors.Join(os.Remove(target.path("lower")), os.WriteFile(target.path("lower"), lower, 0o644), c.write(target, lower)); err != nil {
+					t.Fatal(err)
+				}
+				f := New(target, Lower, &Options{Unit: testUnit, Stats: &stats})
+				if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
+					t.Fatal(err)
+				}
+				want := Upper
+				if c.dirty {
+					want = UpperShared
+				}
+				if got := stats.Reflinked.Load() == 0; got != c.dirty || f.State() != want {
+					t.Errorf("%s: state %v, %+v", name, f.State(), stats.Read())
+				}
+				target.check(want)
+				if err := f.Complete(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				target.check(Upper)
+				target.checkClosed()
+			}
+		})
+	}
+}
+
+// rewriteEnd leaves the last bytes of a lower that is on the disk to be written back.
+func rewriteEnd(t *fakeTarget, lower []byte) error {
+	t.syncLower()
+	f, err := os.OpenFile(t.path("lower"), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	end := len(lower) - 50
+	_, err = f.WriteAt(lower[end:], int64(end))
+	return errors.Join(err, f.Close())
 }
 
 // TestTruncationReachesTheDisk: what a truncation cuts off within a block is not left there on btrfs, to come back with a larger size after

@@ -23,6 +23,7 @@ type kernel interface {
 	startWriteback(fd int, off, length int64) error                 // sync_file_range(WRITE)
 	awaitWriteback(fd int, off, length int64) error                 // sync_file_range(WAIT_BEFORE)
 	written(fd int, limit int64) ([]span, error)                    // FIEMAP, see fiemap.go
+	dirty(fd int, off, length int64) bool                           // pages that are not on the disk
 	dropCache(fd int, off, length int64) (dropped int64, err error) // posix_fadvise(DONTNEED); bytes that left the cache
 }
 
@@ -72,21 +73,27 @@ func (linux) awaitWriteback(fd int, off, length int64) error {
 	return unix.SyncFileRange(fd, off, length, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
 }
 
-// dropCache counts with cachestat(2) (Linux 6.5); without it what was dropped is not known and 0.
-func (linux) dropCache(fd int, off, length int64) (int64, error) {
-	held := func() int64 {
-		var cs unix.Cachestat_t
-		r := unix.CachestatRange{Off: uint64(off), Len: uint64(length)}
-		if err := unix.Cachestat(uint(fd), &r, &cs, 0); err != nil {
-			return 0
-		}
-		return int64(cs.Cache)
+// cached is what the page cache has of a range. Without cachestat(2) (Linux 6.5) it is not known and nothing.
+func cached(fd int, off, length int64) (cs unix.Cachestat_t) {
+	r := unix.CachestatRange{Off: uint64(off), Len: uint64(length)}
+	if err := unix.Cachestat(uint(fd), &r, &cs, 0); err != nil {
+		return unix.Cachestat_t{}
 	}
-	before := held()
+	return cs
+}
+
+func (linux) dropCache(fd int, off, length int64) (int64, error) {
+	before := cached(fd, off, length).Cache
 	if err := unix.Fadvise(fd, off, length, unix.FADV_DONTNEED); err != nil {
 		return 0, err
 	}
-	return max(0, before-held()) * int64(unix.Getpagesize()), nil
+	after := cached(fd, off, length).Cache
+	return int64(before-min(before, after)) * int64(unix.Getpagesize()), nil
+}
+
+func (linux) dirty(fd int, off, length int64) bool {
+	cs := cached(fd, off, length)
+	return cs.Dirty > 0 || cs.Writeback > 0
 }
 
 // retry makes a call again as long as a signal interrupts it (signal(7): all calls of kernel are safe to restart).

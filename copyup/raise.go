@@ -109,6 +109,9 @@ func (r *raiser) truncate(size int64) error {
 // clone shares the lower's blocks with the staged file where the file system can (ioctl_ficlonerange(2)): all whole blocks
 // of the part to keep, and the last partial one if it is also the lower's last. Without a size to change yet: a range may
 // end within a block only where both files end.
+//
+// A lower that is not on the disk yet, of an image that was unpacked just now, is not cloned if the upper can be partial: the call would
+// write all of it back first (fs/remap_range.c:__generic_remap_file_range_prep(), Linux 6.18).
 func (r *raiser) clone() error {
 	if r.f.stats.noClone.Load() {
 		return nil
@@ -121,7 +124,7 @@ func (r *raiser) clone() error {
 	if n != st.Size || n != r.before.Size {
 		n -= n % max(int64(st.Blksize), r.f.opts.Unit, 1)
 	}
-	if n == 0 {
+	if n == 0 || r.f.opts.Unit != 0 && r.dirty(n) {
 		return nil
 	}
 	err = retryErr(func() error { return r.f.sys.cloneRange(r.fd, r.lower.fd, n) })
@@ -134,6 +137,16 @@ func (r *raiser) clone() error {
 		return fmt.Errorf("copyup: clone lower: %w", err)
 	}
 	return nil
+}
+
+// dirtyLook is how many bytes are looked at, at each end of a lower file: the page cache is asked page by page, 70 ns each.
+const dirtyLook = 16 << 20
+
+// dirty tells whether the first n bytes of the lower are not on the disk. It looks at both ends: a file is written, and written back, from
+// the first to the last.
+func (r *raiser) dirty(n int64) bool {
+	last := max(dirtyLook, n-dirtyLook)
+	return r.f.sys.dirty(r.lower.fd, 0, min(n, dirtyLook)) || last < n && r.f.sys.dirty(r.lower.fd, last, n-last)
 }
 
 // copyDurably copies what was not cloned and waits for the disk: for a file system whose uppers are no extent maps.
