@@ -16,6 +16,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/sirupsen/logrus"
+	logrustest "github.com/sirupsen/logrus/hooks/test"
 	"golang.org/x/sys/unix"
 )
 
@@ -273,6 +274,49 @@ func TestFlushIsCancelledAndGoesOn(t *testing.T) {
 	}
 	o.wantWhole("big", "x", size/2)
 	o.wantWhole("small", "", 0)
+}
+
+// TestFlushGoesOnBesideAFileThatIsHeld: files are completed in parallel, and the log tells how far it is.
+func TestFlushGoesOnBesideAFileThatIsHeld(t *testing.T) {
+	names := []string{"a", "b", "c"}
+	for _, held := range names { // one of them comes first
+		t.Run(held, func(t *testing.T) {
+			o := newOffline(t, map[string]int{"a": 5000, "b": 5000, "c": 5000})
+			for _, name := range names {
+				o.write(name, "x", 100)
+			}
+			release := sync.OnceFunc(lockAll(o.get(held)))
+			defer release()
+			m := new(FlushMeter)
+			log, lines := logrustest.NewNullLogger()
+			defer m.logEvery(time.Millisecond, logrus.NewEntry(log))()
+			ended := make(chan error, 1)
+			go func() {
+				_, err := o.FlushUpper(context.Background(), FlushOptions{Meter: m})
+				ended <- err
+			}()
+			within := func(what string, done func() bool) {
+				t.Helper()
+				for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatalf("not: %s; %+v", what, m.Read())
+					}
+				}
+			}
+			within("the others are complete", func() bool { return m.Read().Files == 2 })
+			within("the log says so", func() bool {
+				e := lines.LastEntry()
+				return e != nil && e.Message == "overlay: flushing" && e.Data["files"] == int64(2) && e.Data["files_total"] == int64(3)
+			})
+			release()
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names {
+				o.wantWhole(name, "x", 100)
+			}
+		})
+	}
 }
 
 // TestFlushOfMoreFilesThanTheQueueHolds: it takes another round; the totals are right from the first.
