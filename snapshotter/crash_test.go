@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -163,6 +164,29 @@ func TestCrashBetweenMountPointAndMount(t *testing.T) {
 		require.NoDirExists(t, b.root+"/mounts/999")
 		b.requireIntact(c)
 	})
+}
+
+// TestCrashWhileADeadMountIsPutAside: made its place, or mounted there and still on its mount point.
+func TestCrashWhileADeadMountIsPutAside(t *testing.T) {
+	for name, left := range map[string]func(point string) error{
+		"place":   func(point string) error { return os.Mkdir(point+deadInfix+"A", 0o700) },
+		"mounted": putAside,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := fuseBench(t)
+			f, err := os.Create(withImage(t, b) + "/etc/new")
+			require.NoError(t, err)
+			b.another()
+			require.NoError(t, left(b.s.root.mountPoint(b.id("c"))))
+			b.reopen()
+			require.NotEmpty(t, dead(b)) // it was put aside, now by this one
+			require.ErrorIs(t, b.s.Commit(b.ctx, "three", "c"), syscall.EBUSY)
+			_ = f.Close() // its server is gone
+			require.NoError(t, b.s.Commit(b.ctx, "three", "c"))
+			b.requireClean()
+			require.Empty(t, dead(b))
+		})
+	}
 }
 
 func TestCrashWhileACommitHasTheMountReadOnly(t *testing.T) {

@@ -57,7 +57,8 @@
 // snapshot cannot be committed (deadmount.go).
 //
 // An active snapshot without a parent is no mount of ours but its directory, bound, as with containerd's own snapshotters: who still has it
-// bound after the commit can change the layer.
+// bound after the commit can change the layer. Nothing of it is pending here, and nothing keeps it from changing while it is committed, so
+// no walk could sync it: its commit is the one that writes back all of the file system (syncfs(2)), also what is of others.
 //
 // Deviation from containerd's overlayfs snapshotter: there, a layer committed while mounted goes on changing
 // (TestCommitWhileBound, TestCommitWhileAFileIsOpenForWriting).
