@@ -49,7 +49,7 @@ func (s *script) recordLower(layer string) error {
 	if _, ok := s.lowers[layer]; ok {
 		return nil
 	}
-	t, err := fstool.Tree(filepath.Join(s.dir, layer))
+	t, err := fstool.Layer(filepath.Join(s.dir, layer))
 	if err == nil {
 		s.lowers[layer] = t
 	}
@@ -62,7 +62,7 @@ func (s *script) checkLower(layer string) error {
 	if !ok {
 		return fmt.Errorf("%s was never a lower layer", layer)
 	}
-	is, err := fstool.Tree(filepath.Join(s.dir, layer))
+	is, err := fstool.Layer(filepath.Join(s.dir, layer))
 	if err != nil {
 		return err
 	}

@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// treeSum is a checksum of everything that makes a layer but access and change times: names, types, modes, owners, devices,
-// sizes, link counts, modification times, attributes, link targets and contents.
+// treeSum is a checksum of everything that makes a layer but access times: names, types, modes, owners, devices,
+// sizes, link counts, modification and change times, attributes, link targets and contents.
 func treeSum(t *testing.T, dir string) string {
 	t.Helper()
 	sum := sha256.New()
@@ -30,7 +30,7 @@ func treeSum(t *testing.T, dir string) string {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		fmt.Fprintf(&text, "%q %o %d %d %d %d %d %v", strings.TrimPrefix(path, dir), st.Mode, st.Uid, st.Gid, st.Rdev, st.Size, st.Nlink, st.Mtim)
+		fmt.Fprintf(&text, "%q %o %d %d %d %d %d %v %v", strings.TrimPrefix(path, dir), st.Mode, st.Uid, st.Gid, st.Rdev, st.Size, st.Nlink, st.Mtim, st.Ctim)
 		list := make([]byte, 1<<16)
 		n, err := unix.Llistxattr(path, list)
 		if err != nil {
