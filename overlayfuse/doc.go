@@ -120,7 +120,7 @@
 //	| better_rename_whiteout                       | EINVAL                                    | moved; the old name is gone                   |
 //	| better_whiteout_that_was_lost                | a renamed file and its old name: ESTALE   | both are files, each with its own data        |
 //	| better_handles_as_it_comes                   | file handles only with nfs_export=on      | while the inode lives                         |
-//	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself               |
+//	| differs_fallocate_collapse_and_insert        | what the upper's file system does         | EOPNOTSUPP, from fs/fuse itself; UNSHARE too  |
 //	| differs_chown_nothing                        | chown(-1, -1) takes set-id bits           | nothing: fs/fuse does not say what it is      |
 //	| differs_setid_given_to_an_open_file          | a write takes them                        | stays: the kernel writes with our rights      |
 //	| differs_watch_of_an_open_program             | a watch on the program tells of a write   | nothing; a watch on its directory tells of it |
