@@ -68,7 +68,7 @@ func (c *checker) keepIdentity(f *checkedFile) {
 
 // punchAll makes a file a hole of its size, and keeps its times and capabilities.
 //
-// Crash: some of the data is gone, which nothing showed.
+// Crash: some of the data is gone, which nothing showed; the times may be the repair's.
 func punchAll(f *checkedFile) (err error) {
 	file, err := openReal(f.fd, unix.O_RDWR)
 	if err != nil {
@@ -97,6 +97,8 @@ func punchAll(f *checkedFile) (err error) {
 }
 
 // giveSize makes an empty file, open by its path, a hole of size bytes, and keeps its times and capabilities.
+//
+// Crash: the size is there, and the times may be the repair's.
 func giveSize(fd int, size int64) (err error) {
 	file, err := openReal(fd, unix.O_RDWR)
 	if err != nil {
