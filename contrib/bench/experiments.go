@@ -7,7 +7,7 @@ import (
 
 // experiments is all of "bench copyup", in the order of the table.
 func (b *bench) experiments() []experiment {
-	return slices.Concat(b.latencies(), b.smalls(), b.bulks(), b.databases())
+	return slices.Concat(b.latencies(), []experiment{b.fsyncs()}, b.smalls(), b.bulks(), b.databases())
 }
 
 // within returns the deadline of an experiment's children: its own, or the one that -deadline gives all.

@@ -25,6 +25,7 @@ var workers = map[string]func(args []string) (values, error){
 	"random-sparse": timeRandomSparse,
 	"overwrite":     timeOverwrite,
 	"first":         timeFirstWrites,
+	"fsync":         timeSyncs,
 	"read":          timeReads,
 	"tree":          timeTree,
 	"visit":         visit,
