@@ -68,8 +68,16 @@
 // size: after a power cut, a file that had grown again meanwhile shows what was cut off, also if the truncation was synced, and also if
 // the file is a plain one (Linux 6.18, found by contrib/powercut). Options.StaleTails makes the block dirty.
 //
-// Memory: see TestExtentMapMemory, which prints it. At most 2 bytes for each unit of the file in the worst pattern, 8 KiB for each
-// 65,536 units (256 MiB) where neither runs nor rare units prevail, a few bytes for each run where they do.
+// Memory: see TestExtentMapMemory, which prints it. 8 KiB for each 65,536 units (256 MiB) where neither runs nor rare units prevail, a few
+// bytes for each run where they do. Of a file of 1 GiB, 262,144 units of 4 KiB, 2026-11-28:
+//
+//	| in the upper            | bytes  | for each unit |
+//	|-------------------------|--------|---------------|
+//	| 100,000 random units    | 33,370 | 0.127 (worst) |
+//	| every second unit       | 33,101 | 0.126         |
+//	| 1,000 random units      |  3,070 | 0.012         |
+//	| one run of half of it   |    262 | 0.001         |
+//	| nothing                 |    113 | 0.0004        |
 //
 // # Sizes
 //
