@@ -114,19 +114,15 @@ func (fs *FS) openEngine() error {
 	if !fs.layers.hasUpper() {
 		return nil
 	}
-	fd, err := fs.tmpfile(0o600)
+	unit, err := fs.probeUnit()
 	if err != nil {
 		if fs.cfg.ReadOnly {
 			return nil
 		}
-		return err
-	}
-	f := os.NewFile(uintptr(fd), "probe")
-	defer func() { _ = f.Close() }() // it has no name, and nothing that matters
-	if fs.engine.Unit, err = copyup.ProbeUnit(f); err != nil {
 		return fmt.Errorf("upperdir %s: %w", fs.layers.upper.path, err)
 	}
-	if fs.engine.Unit == 0 {
+	fs.engine.Unit = unit
+	if unit == 0 {
 		fs.log.WithField("path", fs.layers.upper.path).Warn("the upper's file system does not tell data from holes: files are copied up whole")
 	}
 	fs.engine.LooseNames, fs.engine.StaleTails = !fs.keepsOrder(), fs.layers.upper.fsType == unix.BTRFS_SUPER_MAGIC
@@ -136,6 +132,32 @@ func (fs *FS) openEngine() error {
 	}
 	return fs.settleNames()
 }
+
+// probeUnit tries how the upper's file system tells data from holes (copyup.Options.Unit). Where there is no room to try, it is known of most.
+func (fs *FS) probeUnit() (unit int64, err error) {
+	fd, err := fs.tmpfile(0o600)
+	if err == nil {
+		f := os.NewFile(uintptr(fd), "probe")
+		unit, err = copyup.ProbeUnit(f)
+		_ = f.Close() // it has no name, and nothing that matters
+	}
+	if !noRoom(err) {
+		return unit, err
+	}
+	switch fs.layers.upper.fsType {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC:
+		var sfs unix.Statfs_t
+		if err := unix.Fstatfs(fs.layers.upper.fd, &sfs); err != nil {
+			return 0, fmt.Errorf("statfs: %w", err)
+		}
+		fs.log.WithError(err).WithField("path", fs.layers.upper.path).Warn("the upper's file system has no room, and is not tried")
+		return sfs.Bsize, nil
+	}
+	return 0, err
+}
+
+// noRoom tells the errors of a file system that is full, or of a quota.
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 func (fs *FS) openRoot() error {
 	lower := fs.layers.shared.root

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -219,6 +220,138 @@ func littleSpace(t *testing.T, l limited, kib int) {
 	if _, err := s.umount("m"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestMountWithoutRoom: a full disk, or a quota that is used up, keeps no upper from being mounted again. What it has is read, writes are
+// refused, and once there is room they are not, without another mount.
+func TestMountWithoutRoom(t *testing.T) {
+	for _, l := range limits {
+		if l.mkfs == nil {
+			continue // whether a tmpfs has huge pages, and so can carry a partial file, has to be tried
+		}
+		t.Run(l.name, func(t *testing.T) {
+			s, err := newPlainScript(t, "overlayfuse", "no-room-"+l.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			small := filepath.Join(s.dir, "small")
+			mountSmall(t, small, l)
+			do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
+			for _, d := range []string{"u", "w"} {
+				do("mkdir", "small/"+d)
+			}
+			do("put", "l1/part", "")
+			do("open", "a", "l1/part", "rw")
+			do("fill", "a", "0", "4000000", "a")
+			do("close", "a")
+			m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
+			if err == nil {
+				err = s.mount(m)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			do("open", "w", "m/part", "rw")
+			do("fill", "w", "1000000", "10", "b")
+			do("fsync", "w")
+			do("close", "w")
+			if m, err = s.umount("m"); err != nil {
+				t.Fatal(err)
+			}
+			l.exhaust(t, small)
+			if err := s.mount(m); err != nil {
+				t.Fatal(err)
+			}
+			must := func(want string, words ...string) {
+				t.Helper()
+				if got := do(words...); got != want {
+					t.Errorf("%v: got %q, want %q", words, got, want)
+				}
+			}
+			must("a1000000 b10 a2999990", "runs", "m/part")
+			do("open", "w", "m/part", "rw")
+			do("fill", "w", "2000000", "500000", "c")
+			if got := do("fsync", "w"); got != "" && (ioMode() != "writeback" || got != l.errno && got != "EIO") {
+				t.Errorf("fsync: %s", got)
+			}
+			do("close", "w")
+			l.relieve(t, small)
+			must("", "open", "w", "m/part", "rw")
+			do("fill", "w", "2000000", "500000", "c")
+			must("", "fsync", "w")
+			must("", "close", "w")
+			must("a1000000 b10 a999990 c500000 a1500000", "runs", "m/part")
+			if _, err := s.umount("m"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestFlushOverQuota: a flush that the quota stops names it, changes nothing that shows, and goes on once there is room.
+func TestFlushOverQuota(t *testing.T) {
+	l := limits[slices.IndexFunc(limits, func(l limited) bool { return l.errno == "EDQUOT" })]
+	s, err := newPlainScript(t, "overlayfuse", "flush-quota")
+	if err != nil {
+		t.Fatal(err)
+	}
+	small := filepath.Join(s.dir, "small")
+	mountSmall(t, small, l)
+	do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
+	for _, d := range []string{"u", "w"} {
+		do("mkdir", "small/"+d)
+	}
+	for _, name := range []string{"part", "mode"} {
+		do("put", "l1/"+name, "")
+		do("open", "a", "l1/"+name, "rw")
+		do("fill", "a", "0", "4000000", "a")
+		do("close", "a")
+	}
+	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounted := func(f func()) {
+		t.Helper()
+		if err := s.mount(m); err != nil {
+			t.Fatal(err)
+		}
+		f()
+		if m, err = s.umount("m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look := func() {
+		t.Helper()
+		for name, want := range map[string]string{"part": "a1000000 b10 a2999990", "mode": "a4000000"} {
+			if got := do("runs", "m/"+name); got != want {
+				t.Errorf("%s is %s, want %s", name, got, want)
+			}
+		}
+	}
+	mounted(func() {
+		do("open", "w", "m/part", "rw")
+		do("fill", "w", "1000000", "10", "b")
+		do("fsync", "w")
+		do("close", "w")
+		do("chmod", "m/mode", "600")
+	})
+	flush := func() (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
+		return string(out), err
+	}
+	l.exhaust(t, small)
+	if out, err := flush(); err == nil || !strings.Contains(out, "quota exceeded") {
+		t.Errorf("over the quota: %v: %s", err, out)
+	}
+	mounted(look)
+	l.relieve(t, small)
+	if out, err := flush(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	mounted(look)
 }
 
 // mustDo gives what a request wrote, or the name of its error.

@@ -97,15 +97,24 @@ func (l *layers) workSubdir(name string) (layerRoot, error) {
 	return r, nil
 }
 
-// bequeathNothing takes from a directory what objects made in it would inherit: ACLs and the setgid bit.
+// bequeathNothing takes from a directory what objects made in it would inherit: ACLs and the setgid bit. Where nothing is to be done it needs
+// no space: btrfs asks for some before it looks.
 // Compare: fs/overlayfs/super.c:ovl_workdir_create().
 func bequeathNothing(fd int) error {
 	for _, acl := range []string{aclDefault, aclAccess} {
-		if err := unix.Removexattr(procFD(fd), acl); err != nil && !noXattr(err) {
+		has, err := hasXattr(objectAt{fd, "."}, acl)
+		if err == nil && has {
+			err = unix.Removexattr(procFD(fd), acl)
+		}
+		if err != nil && !noXattr(err) {
 			return fmt.Errorf("remove %s: %w", acl, err)
 		}
 	}
-	return chmodFD(fd, 0o700)
+	const mode = 0o700
+	if st, err := statAt(fd, ""); err == nil && st.Mode&07777 == mode {
+		return nil
+	}
+	return chmodFD(fd, mode)
 }
 
 // emptyDir removes everything in dir but the names to keep. Nothing in it is trusted: no symlink is followed and no
@@ -205,20 +214,27 @@ func (l *layers) probe() error {
 	defer func() { _ = unix.Close(fd) }() // read-only: nothing to lose
 
 	name := l.namespace.Prefix() + "opaque"
-	if err := unix.Fsetxattr(fd, name, []byte("0"), 0); err != nil {
+	err = unix.Fsetxattr(fd, name, []byte("0"), 0)
+	if err == nil {
+		if err := unix.Fremovexattr(fd, name); err != nil {
+			return lacks("way to remove an extended attribute", err)
+		}
+	} else if !noRoom(err) {
 		return lacks(strings.SplitN(name, ".", 2)[0]+".* extended attributes", err)
 	}
-	if err := unix.Fremovexattr(fd, name); err != nil {
-		return lacks("way to remove an extended attribute", err)
-	}
 	tmp, err := unix.Openat(fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
+	if err == nil {
+		_ = unix.Close(tmp) // unnamed: nothing to lose
+	} else if !noRoom(err) {
 		return lacks("O_TMPFILE", err)
 	}
-	_ = unix.Close(tmp) // unnamed: nothing to lose
 
 	const from, to = "#probe-from", "#probe-to"
-	if err := unix.Mkdirat(fd, from, 0o700); err != nil {
+	err = unix.Mkdirat(fd, from, 0o700)
+	if noRoom(err) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("workdir %s: mkdir: %w", l.temp.path, err)
 	}
 	errRename := unix.Renameat2(fd, from, fd, to, unix.RENAME_WHITEOUT)
@@ -226,6 +242,9 @@ func (l *layers) probe() error {
 		if _, err := removeEntry(fd, n); err != nil {
 			return fmt.Errorf("workdir %s: %w", l.temp.path, err)
 		}
+	}
+	if noRoom(errRename) {
+		return nil
 	}
 	if errRename != nil {
 		return lacks("RENAME_WHITEOUT", errRename)
