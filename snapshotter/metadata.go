@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -100,16 +99,20 @@ func kinds(ctx context.Context) (map[string]snapshots.Kind, error) {
 const bucketProbe = "overlayfuse/probe"
 
 // prepareBuckets makes the buckets of a new store: containerd's storage makes them with the first snapshot only, and reading
-// fails until then. The snapshot it makes is removed in the same transaction.
-func prepareBuckets(ctx context.Context) error {
-	if _, err := storage.IDMap(ctx); err == nil {
-		return nil
-	} else if !errors.Is(err, errdefs.ErrNotFound) {
+// fails until then. The snapshot it makes is removed in the same transaction. A store that has them is only read, and needs no room.
+func prepareBuckets(ctx context.Context, store *storage.MetaStore) error {
+	err := store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		_, err := storage.IDMap(ctx)
+		return err
+	})
+	if !errdefs.IsNotFound(err) {
 		return err
 	}
-	if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, bucketProbe, ""); err != nil {
+	return store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, bucketProbe, ""); err != nil {
+			return err
+		}
+		_, _, err := storage.Remove(ctx, bucketProbe)
 		return err
-	}
-	_, _, err := storage.Remove(ctx, bucketProbe)
-	return err
+	})
 }

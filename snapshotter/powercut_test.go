@@ -1,6 +1,8 @@
 package snapshotter
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,6 +96,40 @@ func TestCommitIsDurable(t *testing.T) {
 		require.NoError(t, err)
 		requireFile(t, d.mounted(mounts)+"/n/m/o", "new")
 		require.NoError(t, d.s.Cleanup(d.ctx))
+	})
+}
+
+// TestRebootOnAFullDisk: what is there is mounted again, also if there is no room for anything new.
+func TestRebootOnAFullDisk(t *testing.T) {
+	onDisks(t, func(t *testing.T, d *disk) {
+		d.unsealedLayer("one", "", func(dir string) { write(t, dir+"/big", strings.Repeat("x", 300000)) })
+		c := d.container("c", "one")
+		f, err := os.OpenFile(c+"/big", os.O_WRONLY, 0)
+		require.NoError(t, err)
+		_, err = f.WriteAt([]byte("mine"), 0)
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		require.NoError(t, syncFileSystem(d.dir))
+		filler := d.dir + "/filler"
+		require.NoError(t, os.Mkdir(filler, 0o755))
+		fillDisk(t, filler+"/1")
+		for n := range 100 { // what was set aside for one file may be there for the next
+			if os.WriteFile(fmt.Sprintf("%s/more%d", filler, n), []byte("x"), 0o644) != nil {
+				break
+			}
+		}
+		require.NoError(t, d.s.Close())
+		unmountBelow(t, d.root)
+		require.NoError(t, detach(c))
+		d.another()
+		d.open()
+		mounts, err := d.s.Mounts(d.ctx, "c")
+		require.NoError(t, err)
+		c = d.mounted(mounts)
+		requireFile(t, c+"/big", "mine"+strings.Repeat("x", 299996))
+		require.NoError(t, errors.Join(os.RemoveAll(filler), syncFileSystem(d.dir)))
+		write(t, c+"/later", "y")
+		require.NoError(t, d.s.Commit(d.ctx, "two", "c"))
 	})
 }
 

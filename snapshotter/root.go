@@ -82,7 +82,7 @@ func lockRoot(path string) (*os.File, error) {
 	if err == nil {
 		_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
 	}
-	if err != nil {
+	if err != nil && !noRoom(err) { // the lock holds without the pid
 		_ = f.Close() // the write error is the one to report
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
@@ -105,15 +105,25 @@ func (r rootDir) checkMetadata() error {
 	return nil
 }
 
-// checkFileSystem tries what layers need, in a directory of its own.
+// noRoom tells the errors of a file system that is full, or of a quota.
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// checkFileSystem tries what layers need, in a directory of its own. A full disk keeps nobody from what is on it: what can't be tried there
+// is assumed.
 func checkFileSystem(root string) (err error) {
 	unusable := func(what string, err error) error {
+		if noRoom(err) {
+			return nil
+		}
 		if err != nil {
 			what = fmt.Sprintf("%s (%v)", what, err)
 		}
 		return fmt.Errorf("root %s: its file system %s: %w", root, what, errdefs.ErrNotImplemented)
 	}
 	dir, err := os.MkdirTemp(root, "probe-")
+	if noRoom(err) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
@@ -134,6 +144,9 @@ func checkFileSystem(root string) (err error) {
 	}
 	_ = unix.Close(tmp) // nothing was written
 	dtype, err := fs.SupportsDType(dir)
+	if noRoom(err) {
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("root: %w", err)
 	}

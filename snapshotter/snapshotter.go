@@ -84,8 +84,7 @@ func (s *Snapshotter) open(ctx context.Context) error {
 		return fmt.Errorf("open metadata: %w", err)
 	}
 	s.store = store
-	// the first write transaction makes the buckets that reading relies on
-	if err := s.store.WithTransaction(ctx, true, prepareBuckets); err != nil {
+	if err := prepareBuckets(ctx, store); err != nil {
 		return fmt.Errorf("open metadata %s: %w", s.root.metadata(), err)
 	}
 	if !s.cfg.ViewsFUSE {
