@@ -10,6 +10,7 @@ type modelCase struct {
 	ops     []op
 	undone  bool // the last operation may not have happened
 	lasting bool
+	steps   bool
 	found   func(w *world) tree
 	wrong   string // part of what the check must say; "": nothing
 }
@@ -66,6 +67,9 @@ func TestModel(t *testing.T) {
 		"truncated and synced":              {ops: []op{down, sync}, found: one("f", fourK, all), wrong: "size 16384"},
 		"lower shows after an extension":    {ops: []op{down, sync, up}, found: one("f", fourK, all), wrong: "lower data"},
 		"zeros after an extension":          {ops: []op{down, sync, up}, found: one("f", fourK, all, tail(source{}))},
+		"truncated in part":                 {ops: []op{down}, found: one("f", 2*blockSize, span{0, 2 * blockSize, lower}), wrong: "size 8192"},
+		"truncated in steps":                {ops: []op{down}, steps: true, found: one("f", 2*blockSize, span{0, 2 * blockSize, lower})},
+		"steps of a synced truncation":      {ops: []op{down, sync}, steps: true, found: one("f", 2*blockSize, span{0, 2 * blockSize, lower}), wrong: "size 8192"},
 		"a size between":                    {found: one("f", fourK-1, span{0, fourK - 1, lower}), wrong: "size 16383"},
 		"mode lost":                         {ops: []op{chmod, sync}, found: one("f", fourK, all), wrong: "mode 644"},
 		"mode not synced":                   {ops: []op{chmod}, found: one("f", fourK, all)},
@@ -84,6 +88,7 @@ func TestModel(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(7, c.lasting, []lowerFile{{id: lowerID, name: "f", size: fourK, data: spans{{0, fourK, lower}}}})
+			w.steps = c.steps
 			for i, o := range c.ops {
 				w.apply(o, !c.undone || i < len(c.ops)-1)
 			}

@@ -26,6 +26,7 @@ type file struct {
 type world struct {
 	seed    uint64
 	lasting bool // the server is cut, not the power: what is done is kept
+	steps   bool // the file system may record a truncation on its way: see truncatesInSteps
 	files   map[uint32]*file
 	names   map[string]map[uint32]bool // which files may have a name; 0: none
 	// pristine is the lower directory, if a name that was taken away may show it again; nil: it may not.
@@ -55,6 +56,7 @@ func newWorld(seed uint64, lasting bool, lower []lowerFile) *world {
 // forgetful makes w what may be found on a file system of forgetsWhiteouts.
 func (w *world) forgetful(lower []lowerFile) {
 	w.pristine, w.past = newWorld(w.seed, false, lower), newWorld(w.seed, false, lower)
+	w.past.steps = w.steps
 }
 
 // settle makes what a caller sees the only thing that may be found.
@@ -79,7 +81,10 @@ func (f *file) write(lo, hi int64, src source) {
 	}
 }
 
-func (f *file) truncate(size int64) {
+func (f *file) truncate(size int64, steps bool) {
+	if steps && size < f.size {
+		f.sizes = append(f.sizes, extent{size, f.size})
+	}
 	f.disk = f.disk.with(size, forever, source{})
 	f.cur = f.cur.only(size, forever, source{})
 	// One that grows may be recorded on the way, as with a write: xfs does so with the block of the old end (xfs_setfilesize()).
@@ -107,10 +112,10 @@ func (w *world) apply(o op, done bool) {
 		f.write(lo, hi, src)
 		lo = min(lo, old)
 	case opTruncate:
-		f.truncate(o.Len)
+		f.truncate(o.Len, w.steps)
 		lo, hi = min(old, o.Len), forever
 	case opRewrite:
-		f.truncate(0)
+		f.truncate(0, w.steps)
 		f.write(0, o.Len, src)
 		lo, hi = 0, forever
 	case opPunch:
