@@ -38,6 +38,8 @@ type fakeKernel struct {
 	resized int          // changes of size since then that are journalled
 	onSync  func(fd int) // after a sync that succeeded
 	onClone func()       // after blocks were shared or moved: they are on the disk
+
+	zeroRange bool // FALLOC_FL_ZERO_RANGE is emulated where the file system (tmpfs) has none
 }
 
 // way is how a copy-up can copy.
@@ -199,6 +201,9 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 		return unix.EOPNOTSUPP
 	}
 	err := k.linux.fallocate(fd, mode, off, length)
+	if k.zeroRange && mode&unix.FALLOC_FL_ZERO_RANGE != 0 && errors.Is(err, unix.EOPNOTSUPP) {
+		err = k.emulateZeroRange(fd, mode, off, length)
+	}
 	if err != nil {
 		return err
 	}
@@ -212,6 +217,17 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 		k.onClone() // blocks move, after a writeback
 	}
 	return nil
+}
+
+func (k *fakeKernel) emulateZeroRange(fd int, mode uint32, off, length int64) error {
+	if err := k.linux.fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || mode&unix.FALLOC_FL_KEEP_SIZE != 0 || off+length <= st.Size {
+		return err
+	}
+	return k.linux.ftruncate(fd, off+length)
 }
 
 func (k *fakeKernel) lseek(fd int, off int64, whence int) (int64, error) {

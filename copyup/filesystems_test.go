@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,16 +13,54 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileSystems are those that uppers are on, each made on a loop device of its own. xfs and btrfs can reflink.
-var fileSystems = []struct {
-	name string
-	mkfs []string // nil: needs no device
-}{
-	{"ext4", []string{"mkfs.ext4", "-q", "-b", "4096"}},
-	{"ext4_1k", []string{"mkfs.ext4", "-q", "-b", "1024"}},
-	{"xfs", []string{"mkfs.xfs", "-q", "-m", "reflink=1"}},
-	{"btrfs", []string{"mkfs.btrfs", "-q"}},
-	{"tmpfs", nil},
+// fileSystem is one that uppers are on.
+type fileSystem struct {
+	name   string
+	mkfs   []string // nil: needs no device
+	errors []string // those of injections that TestNthCallFails has there in a short run; nil: all
+}
+
+// fileSystems are each made on a loop device of its own. xfs and btrfs can reflink.
+var fileSystems = []fileSystem{
+	{"ext4", []string{"mkfs.ext4", "-q", "-b", "4096"}, []string{"EIO", "ENOSPC", "short"}},
+	{"ext4_1k", []string{"mkfs.ext4", "-q", "-b", "1024"}, []string{"EDQUOT", "EINTR"}},
+	{"xfs", []string{"mkfs.xfs", "-q", "-m", "reflink=1"}, []string{"EIO", "ENOSPC", "short"}},
+	{"btrfs", []string{"mkfs.btrfs", "-q"}, []string{"EIO", "ENOSPC", "short"}},
+	{"tmpfs", nil, nil},
+}
+
+func (fs fileSystem) injections() []injection {
+	if fs.errors == nil || os.Getenv("COPYUP_ERRORS") == "all" {
+		return injections
+	}
+	return slices.DeleteFunc(slices.Clone(injections), func(in injection) bool { return !slices.Contains(fs.errors, in.name) })
+}
+
+// newStageOn gives a stage on a new file system, with the options that a mount has there and the unit that it finds.
+func newStageOn(t *testing.T, fs fileSystem) stage {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("loop devices need root")
+	}
+	dir := mountFileSystem(t, fs.name, fs.mkfs)
+	probe, err := os.Create(filepath.Join(dir, "probe"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit, err := ProbeUnit(probe)
+	if err := probe.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := int64(testUnit)
+	if fs.name == "ext4_1k" {
+		want = 1024
+	}
+	if err != nil || unit != want {
+		t.Fatalf("unit %d, %v; want %d", unit, err, want)
+	}
+	st := newStageIn(t, dir, fs.name == "btrfs")
+	st.unit = unit
+	return st
 }
 
 // mountFileSystem gives a directory on a new file system, which goes with the test.
@@ -64,31 +103,10 @@ func run(t *testing.T, name string, args ...string) {
 
 // TestModelOnFileSystems is TestModel on each file system that uppers are on, with the unit that is found there.
 func TestModelOnFileSystems(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("loop devices need root")
-	}
 	for _, fs := range fileSystems {
 		t.Run(fs.name, func(t *testing.T) {
 			t.Parallel()
-			dir := mountFileSystem(t, fs.name, fs.mkfs)
-			probe, err := os.Create(filepath.Join(dir, "probe"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			unit, err := ProbeUnit(probe)
-			if err := probe.Close(); err != nil {
-				t.Fatal(err)
-			}
-			want := int64(testUnit)
-			if fs.name == "ext4_1k" {
-				want = 1024
-			}
-			if err != nil || unit != want {
-				t.Fatalf("unit %d, %v; want %d", unit, err, want)
-			}
-			st := newStageIn(t, dir, fs.name == "btrfs")
-			st.unit = unit
-			runModel(t, st, modelSeeds(t, []uint64{11, 12}), modelOps(t, 3000))
+			runModel(t, newStageOn(t, fs), modelSeeds(t, []uint64{11, 12}), modelOps(t, 3000))
 		})
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -122,6 +124,14 @@ type operation struct {
 	copies bool // the way of copying matters
 	do     func(s *scene) error
 	want   func(old []byte) []byte
+	holes  bool // it needs what byZeros lacks
+	steps  []step
+}
+
+// step is what the content may be also, after a failure or a kill between the calls of an operation.
+type step struct {
+	call string // the one that failed; "" for any
+	want func(old []byte) []byte
 }
 
 func same(old []byte) []byte { return old }
@@ -144,46 +154,66 @@ func patched(p []byte, off int) func([]byte) []byte {
 }
 
 func writeOp(name string, p []byte, off int, mode SyncMode) operation {
-	return operation{name, true, func(s *scene) error {
+	return operation{name: name, copies: true, do: func(s *scene) error {
 		n, err := s.WriteAt(p, int64(off), mode)
 		if err == nil && n != len(p) {
 			return fmt.Errorf("short write of %d bytes without an error", n)
 		}
 		return err
-	}, patched(p, off)}
+	}, want: patched(p, off)}
 }
 
 func truncateOp(size int) operation {
-	return operation{fmt.Sprintf("truncate %d", size), true, func(s *scene) error { return s.Truncate(int64(size)) }, resized(size)}
+	return operation{name: fmt.Sprintf("truncate %d", size), copies: true, do: func(s *scene) error { return s.Truncate(int64(size)) }, want: resized(size)}
+}
+
+func allocateOp(name string, mode uint32, off, n int64, want func([]byte) []byte, steps ...step) operation {
+	return operation{name: name, copies: true, do: func(s *scene) error { return s.Allocate(mode, off, n) }, want: want, holes: true, steps: steps}
+}
+
+// zeroed makes zeros of what the file has of [off, end).
+func zeroed(off, end int) func([]byte) []byte {
+	return func(old []byte) []byte {
+		n := bytes.Clone(old)
+		clear(n[off:min(end, len(n))])
+		return n
+	}
 }
 
 func operations() []operation {
+	const keep, zero = unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE
 	return []operation{
-		{"open write", false, openAndRead, same},
-		{"complete", true, func(s *scene) error { return s.Complete(context.Background()) }, same},
-		{"write then sync", true, func(s *scene) error {
+		{name: "open write", do: openAndRead, want: same},
+		{name: "complete", copies: true, do: func(s *scene) error { return s.Complete(context.Background()) }, want: same},
+		{name: "write then sync", copies: true, do: func(s *scene) error {
 			_, err := s.WriteAt(pattern(100, 200), 4990, SyncNone)
 			return errors.Join(err, s.Sync(true))
-		}, patched(pattern(100, 200), 4990)},
-		{"punch", true, func(s *scene) error {
-			return s.Allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 1000, 3000)
-		}, patched(make([]byte, 3000), 1000)},
-		{"truncate down and up", true, func(s *scene) error { return errors.Join(s.Truncate(1000), s.Truncate(6000)) },
-			func(old []byte) []byte { return resized(6000)(resized(1000)(old)) }},
+		}, want: patched(pattern(100, 200), 4990)},
+		allocateOp("punch", unix.FALLOC_FL_PUNCH_HOLE|keep, 1000, 3000, zeroed(1000, 4000)),
+		{name: "truncate down and up", copies: true, do: func(s *scene) error { return errors.Join(s.Truncate(1000), s.Truncate(6000)) },
+			want:  func(old []byte) []byte { return resized(6000)(resized(1000)(old)) },
+			steps: []step{{"", resized(1000)}, {"", resized(6000)}}},
 		writeOp("write", pattern(100, 200), 4990, SyncNone),
 		writeOp("write beyond the end", pattern(100, 200), 100000, SyncData),
+		writeOp("write with O_SYNC", pattern(100, 200), 4990, SyncAll),
 		truncateOp(0), truncateOp(4097), truncateOp(30000), truncateOp(200000),
-		{"allocate", true, func(s *scene) error { return s.Allocate(0, 0, 90000) }, resized(90000)},
-		{"copy range to", true, func(s *scene) error { return copyAll(s.other, s.File, 100, 2000, 3000) }, patched(pattern(9000, 77)[100:3100], 2000)},
-		{"copy range from", false, func(s *scene) error { return copyAll(s.File, s.other, 0, 0, 4000) }, same},
-		{"read", false, func(s *scene) error {
+		allocateOp("allocate", 0, 0, 90000, resized(90000)),
+		allocateOp("allocate and keep the size", keep, 60000, 40000, same),
+		// In one unit, and then the size.
+		allocateOp("zero range", zero, 73000, 20000, patched(make([]byte, 20000), 73000), step{"ftruncate", zeroed(73000, 93000)}),
+		// Two pieces of data, one after the other, with a hole between them.
+		allocateOp("zero range and keep the size", zero|keep, 1000, 71000, zeroed(1000, 72000), step{"", zeroed(1000, 5000)}),
+		{name: "copy range to", copies: true, do: func(s *scene) error { return copyAll(s.other, s.File, 100, 2000, 3000) },
+			want: patched(pattern(9000, 77)[100:3100], 2000)},
+		{name: "copy range from", do: func(s *scene) error { return copyAll(s.File, s.other, 0, 0, 4000) }, want: same},
+		{name: "read", do: func(s *scene) error {
 			p := make([]byte, len(s.was)+10)
 			if n, err := s.ReadAt(p, 0); err != nil || !bytes.Equal(p[:n], s.was) {
 				return errors.Join(err, fmt.Errorf("read %d bytes", n))
 			}
 			return nil
-		}, same},
-		{"seek", false, func(s *scene) error { _, err := s.Seek(0, unix.SEEK_HOLE); return err }, same},
+		}, want: same},
+		{name: "seek", do: func(s *scene) error { _, err := s.Seek(0, unix.SEEK_HOLE); return err }, want: same, holes: true},
 	}
 }
 
@@ -246,11 +276,31 @@ func TestFailedSyncKeepsTheLimit(t *testing.T) {
 // TestNthCallFails fails, for every operation, every way of copying, every size policy and every n, the n-th system call or
 // call of the Target in each way. The error must come out, or the operation have its effect all the same; what is read is
 // old or new; the lower does not change; and the same operation succeeds when it is done again.
+//
+// tmpfs has every error; COPYUP_ERRORS=all gives them to the file systems on disks as well.
 func TestNthCallFails(t *testing.T) {
-	st := newStage(t)
+	gc := debug.SetGCPercent(800)
+	t.Cleanup(func() { debug.SetGCPercent(gc) }) // after the parallel ones
+	for _, fs := range fileSystems {
+		t.Run(fs.name, func(t *testing.T) {
+			t.Parallel()
+			switch {
+			case fs.mkfs == nil && (raceEnabled || os.Geteuid() != 0):
+				failEach(t, newStage(t), injections)
+			case raceEnabled:
+				t.Skip("the race detector finds the same on each")
+			default:
+				failEach(t, newStageOn(t, fs), fs.injections())
+			}
+		})
+	}
+}
+
+func failEach(t *testing.T, st stage, ins []injection) {
+	t.Helper()
 	for _, op := range operations() {
 		for w := range numWays {
-			if !op.copies && w != byRange {
+			if !op.copies && w != byRange || op.holes && w == byZeros {
 				continue
 			}
 			for _, meta := range []bool{false, true} {
@@ -258,7 +308,7 @@ func TestNthCallFails(t *testing.T) {
 					if above != 0 && (w == byClone || w == byZeros) {
 						continue // no difference
 					}
-					for _, in := range injections {
+					for _, in := range ins {
 						if raceEnabled && in.err != nil && !errors.Is(in.err, unix.ENOSPC) {
 							continue // the race detector looks for something else, and makes each call ten times as long
 						}
@@ -281,10 +331,8 @@ func TestNthCallFails(t *testing.T) {
 // failNth reports whether there was an n-th call.
 func failNth(t *testing.T, st stage, op operation, w way, meta bool, above int64, in injection, n int) bool {
 	t.Helper()
-	if w == byZeros && (op.name == "allocate" || op.name == "seek" || op.name == "punch") {
-		w = byBuffer // the operation itself needs what byZeros lacks
-	}
 	s := st.scene(t, w, meta, above)
+	s.kernel.zeroRange = true
 	s.kernel.arm(n, in)
 	err := op.do(s)
 	failedIn := ""
@@ -300,7 +348,9 @@ func failNth(t *testing.T, st stage, op operation, w way, meta bool, above int64
 	}
 	want := op.want(bytes.Clone(s.was))
 	got := content(t, s.File)
-	between := op.name == "truncate down and up" && (bytes.Equal(got, s.was[:1000]) || bytes.Equal(got, resized(6000)(s.was)))
+	between := slices.ContainsFunc(op.steps, func(st step) bool {
+		return (st.call == "" || st.call == failedIn) && bytes.Equal(got, st.want(s.was))
+	})
 	switch {
 	case err == nil && !bytes.Equal(got, want):
 		t.Fatalf("call %d (%v) failed, the operation did not, and the content is wrong", n, failedIn)
