@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +20,7 @@ import (
 // seeds each time.
 func TestModel(t *testing.T) {
 	t.Parallel()
-	runModel(t, newStage(t), modelSeeds(t, []uint64{1, 2, 3, 1795714679477839282, uint64(time.Now().UnixNano())}), modelOps(t, 4000))
+	runModel(t, newStage(t), modelSeeds(t, []uint64{1, 2, 3, 1795714679477839282, 4}), modelOps(t, 4000))
 }
 
 func modelSeeds(t *testing.T, seeds []uint64) []uint64 {
