@@ -213,7 +213,7 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 	if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
 		k.note(span{}, true)
 	}
-	if mode&unix.FALLOC_FL_COLLAPSE_RANGE != 0 && k.onClone != nil {
+	if mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 && k.onClone != nil {
 		k.onClone() // blocks move, after a writeback
 	}
 	return nil

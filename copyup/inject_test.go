@@ -23,6 +23,7 @@ type scene struct {
 	stats  *Stats
 	opts   Options
 	was    []byte
+	modes  map[uint32]bool // of fallocate(2): the file system has it
 }
 
 const holeSize = 64 << 10
@@ -32,6 +33,7 @@ type stage struct {
 	main, other string
 	unit        int64
 	btrfs       bool // the options that a mount has there
+	modes       map[uint32]bool
 }
 
 func newStage(t *testing.T) stage {
@@ -57,7 +59,7 @@ func scratch(t *testing.T) string {
 
 func newStageIn(t *testing.T, dir string, btrfs bool) stage {
 	t.Helper()
-	st := stage{filepath.Join(dir, "main"), filepath.Join(dir, "other"), testUnit, btrfs}
+	st := stage{filepath.Join(dir, "main"), filepath.Join(dir, "other"), testUnit, btrfs, modesOf(t, dir)}
 	for _, d := range []string{st.main, st.other} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -83,7 +85,7 @@ func oldContent() []byte {
 
 func (st stage) scene(t *testing.T, w way, meta bool, above int64) *scene {
 	t.Helper()
-	s := &scene{was: oldContent(), kernel: &fakeKernel{way: w}, stats: new(Stats)}
+	s := &scene{was: oldContent(), kernel: &fakeKernel{way: w}, stats: new(Stats), modes: st.modes}
 	s.target = newTargetIn(t, st.main, s.was)
 	if meta {
 		s.target.metacopy()
