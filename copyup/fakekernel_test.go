@@ -36,6 +36,7 @@ type fakeKernel struct {
 	started []span       // what was to be written back
 	freed   []span       // what was given back since the last sync
 	resized int          // changes of size since then that are journalled
+	dirty   bool         // data was written since then
 	onSync  func(fd int) // after a sync that succeeded
 	onClone func()       // after blocks were shared or moved: they are on the disk
 
@@ -84,6 +85,13 @@ func (k *fakeKernel) hasFired() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.fired
+}
+
+// isSynced: a sync succeeded after the last write.
+func (k *fakeKernel) isSynced() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.dirty
 }
 
 func (k *fakeKernel) count(name string) (n int) {
@@ -145,6 +153,9 @@ func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64) (int, error) {
 		p := slices.Concat(bufs...)
 		bufs = [][]byte{p[:halve(len(p), true)]}
 	}
+	k.mu.Lock()
+	k.dirty = true
+	k.mu.Unlock()
 	return k.linux.pwrite(fd, bufs, off)
 }
 
@@ -289,7 +300,7 @@ func (k *fakeKernel) synced(name string, fd int) error {
 // durable: what was done so far survives a power cut.
 func (k *fakeKernel) durable(fd int) {
 	k.mu.Lock()
-	k.freed, k.resized = nil, 0
+	k.freed, k.resized, k.dirty = nil, 0, false
 	k.mu.Unlock()
 	if k.onSync != nil {
 		k.onSync(fd)

@@ -127,6 +127,7 @@ type operation struct {
 	do     func(s *scene) error
 	want   func(old []byte) []byte
 	holes  bool // it needs what byZeros lacks
+	syncs  bool // what it writes is durable
 	steps  []step
 }
 
@@ -162,7 +163,7 @@ func writeOp(name string, p []byte, off int, mode SyncMode) operation {
 			return fmt.Errorf("short write of %d bytes without an error", n)
 		}
 		return err
-	}, want: patched(p, off)}
+	}, want: patched(p, off), syncs: mode != SyncNone}
 }
 
 func truncateOp(size int) operation {
@@ -190,7 +191,7 @@ func operations() []operation {
 		{name: "write then sync", copies: true, do: func(s *scene) error {
 			_, err := s.WriteAt(pattern(100, 200), 4990, SyncNone)
 			return errors.Join(err, s.Sync(true))
-		}, want: patched(pattern(100, 200), 4990)},
+		}, want: patched(pattern(100, 200), 4990), syncs: true},
 		allocateOp("punch", unix.FALLOC_FL_PUNCH_HOLE|keep, 1000, 3000, zeroed(1000, 4000)),
 		{name: "truncate down and up", copies: true, do: func(s *scene) error { return errors.Join(s.Truncate(1000), s.Truncate(6000)) },
 			want:  func(old []byte) []byte { return resized(6000)(resized(1000)(old)) },
@@ -342,6 +343,9 @@ func failNth(t *testing.T, st stage, op operation, w way, meta bool, above int64
 		failedIn = s.kernel.calls[n-1]
 	}
 	s.kernel.arm(0, injection{})
+	if err == nil && op.syncs && !s.kernel.isSynced() {
+		t.Fatalf("call %d (%v): neither an error nor a sync", n, failedIn)
+	}
 	if failedIn == "" {
 		if err != nil {
 			t.Fatalf("without a failure: %v", err)
