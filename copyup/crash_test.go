@@ -239,6 +239,7 @@ func TestKillBeforeEachCall(t *testing.T) {
 func killNth(t *testing.T, st stage, op operation, above int64, partial bool, n int) bool {
 	t.Helper()
 	s := st.scene(t, byRange, false, above)
+	s.kernel.zeroRange = true
 	if partial {
 		p := pattern(2*testUnit, 55)
 		if _, err := s.WriteAt(p, testUnit, SyncAll); err != nil {
@@ -280,11 +281,14 @@ func killNth(t *testing.T, st stage, op operation, above int64, partial bool, n 
 	after := newFile(killed, killed.reopened(), s.options(), &fakeKernel{way: byRange})
 	got, want := content(t, after), op.want(bytes.Clone(s.was))
 	steps := [][]byte{s.was, want}
+	for _, st := range op.steps {
+		steps = append(steps, st.want(s.was))
+	}
 	switch op.name {
-	case "truncate down and up":
-		steps = append(steps, s.was[:1000], resized(6000)(s.was))
 	case "copy range to": // unit by unit, as write(2)
 		steps = append(steps, patched(want[2000:testUnit], 2000)(bytes.Clone(s.was)))
+	case "zero range and keep the size": // what partial has put into the upper is a piece of its own
+		steps = append(steps, zeroed(1000, testUnit)(s.was), zeroed(1000, 3*testUnit)(s.was))
 	}
 	for _, step := range steps {
 		if bytes.Equal(got, step) {

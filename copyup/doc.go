@@ -111,8 +111,8 @@
 // # Errors
 //
 // Every error wraps the errno of the system call, or of the Target, that caused it. EINTR of a system call is retried,
-// except of close(2). After an error the file shows what it showed before, or of a write the first n bytes, or of what makes zeros a part of
-// them, and the operation can be tried again.
+// except of close(2). After an error the file shows what it showed before, or of a write the first n bytes, or of a range to zero some of
+// the zeros and the size before; and the operation can be tried again.
 //
 // Not passed on, and why:
 //

@@ -364,10 +364,11 @@ func pattern(n int, salt byte) []byte {
 // content reads the whole file.
 func content(t *testing.T, f *File) []byte {
 	t.Helper()
-	p := make([]byte, 256<<10)
-	n, err := f.ReadAt(p, 0)
+	p, _ := buffers.Get().(*[]byte)
+	defer buffers.Put(p)
+	n, err := f.ReadAt(*p, 0)
 	if err != nil {
 		t.Fatalf("read all: %v", err)
 	}
-	return p[:n]
+	return bytes.Clone((*p)[:n])
 }

@@ -26,18 +26,21 @@ type fakeKernel struct {
 	linux
 	way way
 
-	mu      sync.Mutex
-	calls   []string
-	failAt  int // fail the call with this number, from 1; 0: none
-	inject  injection
-	fired   bool
-	failing string // calls that all fail
-	onCall  func(name string)
-	started []span       // what was to be written back
-	freed   []span       // what was given back since the last sync
-	resized int          // changes of size since then that are journalled
-	onSync  func(fd int) // after a sync that succeeded
-	onClone func()       // after blocks were shared or moved: they are on the disk
+	mu       sync.Mutex
+	calls    []string
+	failAt   int // fail the call with this number, from 1; 0: none
+	inject   injection
+	fired    bool
+	failing  string // calls that all fail
+	onCall   func(name string)
+	started  []span       // what was to be written back
+	freed    []span       // what was given back since the last sync
+	resized  int          // changes of size since then that are journalled
+	unsynced bool         // data was written since then
+	onSync   func(fd int) // after a sync that succeeded
+	onClone  func()       // after blocks were shared or moved: they are on the disk
+
+	zeroRange bool // FALLOC_FL_ZERO_RANGE is emulated where the file system (tmpfs) has none
 }
 
 // way is how a copy-up can copy.
@@ -82,6 +85,13 @@ func (k *fakeKernel) hasFired() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.fired
+}
+
+// isSynced: a sync succeeded after the last write.
+func (k *fakeKernel) isSynced() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.unsynced
 }
 
 func (k *fakeKernel) count(name string) (n int) {
@@ -143,6 +153,9 @@ func (k *fakeKernel) pwrite(fd int, bufs [][]byte, off int64) (int, error) {
 		p := slices.Concat(bufs...)
 		bufs = [][]byte{p[:halve(len(p), true)]}
 	}
+	k.mu.Lock()
+	k.unsynced = true
+	k.mu.Unlock()
 	return k.linux.pwrite(fd, bufs, off)
 }
 
@@ -199,6 +212,9 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 		return unix.EOPNOTSUPP
 	}
 	err := k.linux.fallocate(fd, mode, off, length)
+	if k.zeroRange && mode&unix.FALLOC_FL_ZERO_RANGE != 0 && errors.Is(err, unix.EOPNOTSUPP) {
+		err = k.emulateZeroRange(fd, mode, off, length)
+	}
 	if err != nil {
 		return err
 	}
@@ -208,10 +224,21 @@ func (k *fakeKernel) fallocate(fd int, mode uint32, off, length int64) error {
 	if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
 		k.note(span{}, true)
 	}
-	if mode&unix.FALLOC_FL_COLLAPSE_RANGE != 0 && k.onClone != nil {
+	if mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 && k.onClone != nil {
 		k.onClone() // blocks move, after a writeback
 	}
 	return nil
+}
+
+func (k *fakeKernel) emulateZeroRange(fd int, mode uint32, off, length int64) error {
+	if err := k.linux.fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || mode&unix.FALLOC_FL_KEEP_SIZE != 0 || off+length <= st.Size {
+		return err
+	}
+	return k.linux.ftruncate(fd, off+length)
 }
 
 func (k *fakeKernel) lseek(fd int, off int64, whence int) (int64, error) {
@@ -273,7 +300,7 @@ func (k *fakeKernel) synced(name string, fd int) error {
 // durable: what was done so far survives a power cut.
 func (k *fakeKernel) durable(fd int) {
 	k.mu.Lock()
-	k.freed, k.resized = nil, 0
+	k.freed, k.resized, k.unsynced = nil, 0, false
 	k.mu.Unlock()
 	if k.onSync != nil {
 		k.onSync(fd)

@@ -167,6 +167,10 @@ func TestRefusalsCopyNothing(t *testing.T) {
 		{write, unix.EINVAL}, {read, unix.EINVAL}, {whence, unix.EINVAL}, {end, unix.ENXIO}, {overlap, unix.EINVAL},
 		{overflow, unix.EOVERFLOW}, {s.Truncate(-1), unix.EINVAL}, {s.Allocate(0, 0, 0), unix.EINVAL},
 		{s.Allocate(0, -1, 1), unix.EINVAL}, {s.Allocate(unix.FALLOC_FL_PUNCH_HOLE, 0, 1), unix.EOPNOTSUPP},
+		{s.Allocate(unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 1), unix.EOPNOTSUPP},
+		{s.Allocate(unix.FALLOC_FL_INSERT_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0, testUnit), unix.EOPNOTSUPP},
+		{s.Allocate(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0, testUnit), unix.EOPNOTSUPP},
+		{s.Allocate(unix.FALLOC_FL_UNSHARE_RANGE|unix.FALLOC_FL_ZERO_RANGE, 0, testUnit), unix.EOPNOTSUPP},
 		{s.Allocate(1<<20, 0, 1), unix.EOPNOTSUPP}, {s.Allocate(0, 1<<62, 1<<62+1<<61), unix.EFBIG},
 		{s.Close(true), unix.EBADF}, {s.Close(false), unix.EBADF},
 	} {

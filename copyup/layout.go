@@ -456,20 +456,26 @@ func (f *File) writeZeros(b *backing, z span) error {
 	return nil
 }
 
-// allocateModes are the bits of fallocate(2) that a file system can know.
-const allocateModes = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_COLLAPSE_RANGE |
-	unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_INSERT_RANGE | unix.FALLOC_FL_UNSHARE_RANGE | unix.FALLOC_FL_WRITE_ZEROES
-
-// checkAllocate refuses what the kernel refuses whatever the file. Compare: fs/open.c:vfs_fallocate() (Linux 6.18).
+// checkAllocate refuses what the kernel refuses whatever the file: modes exclude each other, but for FALLOC_FL_KEEP_SIZE, which some need and
+// some have not. Compare: fs/open.c:vfs_fallocate() (Linux 6.18).
 func checkAllocate(mode uint32, off, length int64) error {
-	switch {
-	case off < 0 || length <= 0:
+	if off < 0 || length <= 0 {
 		return unix.EINVAL
-	case mode&^allocateModes != 0:
+	}
+	keep := mode&unix.FALLOC_FL_KEEP_SIZE != 0
+	known := false
+	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0, unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_UNSHARE_RANGE:
+		known = true
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		known = keep
+	case unix.FALLOC_FL_COLLAPSE_RANGE, unix.FALLOC_FL_INSERT_RANGE, unix.FALLOC_FL_WRITE_ZEROES:
+		known = !keep
+	}
+	if !known {
 		return unix.EOPNOTSUPP
-	case mode&unix.FALLOC_FL_PUNCH_HOLE != 0 && mode&unix.FALLOC_FL_KEEP_SIZE == 0:
-		return unix.EOPNOTSUPP
-	case off > math.MaxInt64-length:
+	}
+	if off > math.MaxInt64-length {
 		return unix.EFBIG
 	}
 	return nil

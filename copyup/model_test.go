@@ -282,59 +282,73 @@ func (m *model) writeback(off, n int) (string, []byte, error) {
 }
 
 func (m *model) allocate(off, n int) (string, []byte, error) {
-	var mode uint32
-	next := m.want
-	switch m.rng.IntN(8) {
+	const most = 160 << 10 // what inserts make of a file
+	mode, next := uint32(0), m.want
+	zeros, size := make([]byte, n), len(m.want)
+	grown := resized(max(size, off+n))(m.want)
+	from, to := off&^(testUnit-1), (off+n)&^(testUnit-1)+testUnit // of what moves data
+	var refused bool                                              // by every file system
+	kind := m.rng.IntN(9)
+	switch kind {
 	case 0:
-		next = resized(max(len(m.want), off+n))(m.want)
+		next = grown
 	case 1:
 		mode = unix.FALLOC_FL_KEEP_SIZE
 	case 2:
 		mode = unix.FALLOC_FL_KEEP_SIZE | unix.FALLOC_FL_PUNCH_HOLE
-		next = patched(make([]byte, n), off)(m.want)[:len(m.want)]
+		next = patched(zeros, off)(m.want)[:size]
 	case 3:
-		mode = unix.FALLOC_FL_ZERO_RANGE
-		next = patched(make([]byte, n), off)(m.want)
+		mode, next = unix.FALLOC_FL_ZERO_RANGE, patched(zeros, off)(m.want)
 	case 4:
-		mode = unix.FALLOC_FL_COLLAPSE_RANGE
-		off, n = off&^(testUnit-1), (n+testUnit-1)&^(testUnit-1)
-		if off+n < len(m.want) {
-			next = append(bytes.Clone(m.want[:off]), m.want[off+n:]...)
-		}
+		mode, next = unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, patched(zeros, off)(m.want)[:size]
 	case 5:
-		mode = unix.FALLOC_FL_INSERT_RANGE
-		off, n = off&^(testUnit-1), (min(n, 4*testUnit)+testUnit-1)&^(testUnit-1)
-		if off < len(m.want) {
-			next = slices.Concat(m.want[:off], make([]byte, n), m.want[off:])
-		}
+		mode, next = unix.FALLOC_FL_UNSHARE_RANGE, grown
 	case 6:
-		mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
-		next = patched(make([]byte, n), off)(m.want)[:len(m.want)]
-	case 7:
-		mode = unix.FALLOC_FL_UNSHARE_RANGE
-		next = resized(max(len(m.want), off+n))(m.want)
+		mode = unix.FALLOC_FL_UNSHARE_RANGE | unix.FALLOC_FL_KEEP_SIZE
+	default:
+		mode, off, n = unix.FALLOC_FL_COLLAPSE_RANGE, from, to-from
+		if kind == 8 && size+n < most {
+			mode = unix.FALLOC_FL_INSERT_RANGE
+		}
+		refused = mode == unix.FALLOC_FL_COLLAPSE_RANGE && to >= size || mode == unix.FALLOC_FL_INSERT_RANGE && from >= size
+		switch {
+		case refused:
+		case mode == unix.FALLOC_FL_INSERT_RANGE:
+			next = slices.Concat(m.want[:from], make([]byte, n), m.want[from:])
+		default:
+			next = slices.Concat(m.want[:from], m.want[to:])
+		}
 	}
 	err := m.Allocate(mode, int64(off), int64(n))
-	if err != nil && mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) != 0 && !errors.Is(err, unix.EFBIG) {
+	name := fmt.Sprintf("allocate %d+%d mode %#x", off, n, mode)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP) && !m.modes[mode], errors.Is(err, unix.EINVAL) && refused:
+		return name, m.want, nil
+	case err == nil && refused:
+		m.t.Errorf("%v of %d bytes succeeded", name, size)
+	case err != nil && mode&(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_ZERO_RANGE) != 0:
 		m.kernel.arm(0, injection{})
-		if got := m.content(); m.partlyZeroed(got, off, n) {
+		if got := m.content(); m.partlyZeroed(got, mode, off, n) {
 			next = bytes.Clone(got)
 		}
 	}
-	if mode != 0 && errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) && mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 {
-		err, next = nil, m.want // not every file system has every mode
-	}
-	return fmt.Sprintf("allocate %d+%d mode %#x", off, n, mode), next, err
+	return name, next, err
 }
 
-// partlyZeroed: some of n bytes at off are zeros, and nothing else has changed.
-func (m *model) partlyZeroed(got []byte, off, n int) bool {
+// partlyZeroed: the first of n bytes at off are zeros, and nothing else has changed. Of a hole they may be others: what the upper has of its
+// whole units is zeroed with the rest of it, and shows as it was where the upper has nothing.
+func (m *model) partlyZeroed(got []byte, mode uint32, off, n int) bool {
 	if len(got) != len(m.want) {
 		return false
 	}
+	kept := false
 	for i, b := range got {
-		if b != m.want[i] && (b != 0 || i < off || i >= off+n) {
+		in := off <= i && i < off+n
+		switch {
+		case b != m.want[i] && (b != 0 || !in || kept):
 			return false
+		case b != 0 && in:
+			kept = mode&unix.FALLOC_FL_PUNCH_HOLE == 0
 		}
 	}
 	return true

@@ -30,7 +30,7 @@ late_test() {
 		label io=writeback || status=1
 }
 if [ ${#late[@]} -gt 0 ]; then
-	# Each system call failed with each error: with the race detector only with one of them.
+	# Each system call failed with each error, on each file system: with the race detector only with one of them, and in memory.
 	go test -json -count=1 -timeout 30m -run '^TestNthCallFails$' ./copyup | label "each error" || status=1
 	late_test "${late[@]}"
 fi
