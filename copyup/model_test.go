@@ -335,21 +335,22 @@ func (m *model) allocate(off, n int) (string, []byte, error) {
 	return name, next, err
 }
 
-// partlyZeroed: the first of n bytes at off are zeros, and nothing else has changed. Of a hole they may be others: what the upper has of its
-// whole units is zeroed with the rest of it, and shows as it was where the upper has nothing.
+// partlyZeroed: the first and the last of n bytes at off are zeros, and nothing else has changed: what is behind the lower's data is zeroed
+// before the rest. Of a hole they may be others: what the upper has of its whole units is zeroed with the rest of it, and shows as it was where
+// the upper has nothing.
 func (m *model) partlyZeroed(got []byte, mode uint32, off, n int) bool {
 	if len(got) != len(m.want) {
 		return false
 	}
-	kept := false
+	hole := mode&unix.FALLOC_FL_PUNCH_HOLE != 0
+	kept, last := false, false
 	for i, b := range got {
-		in := off <= i && i < off+n
-		switch {
-		case b != m.want[i] && (b != 0 || !in || kept):
+		in, changed := off <= i && i < off+n, b != m.want[i]
+		if changed && (b != 0 || !in) || last && in && b != 0 {
 			return false
-		case b != 0 && in:
-			kept = mode&unix.FALLOC_FL_PUNCH_HOLE == 0
 		}
+		last = last || changed && kept
+		kept = kept || in && b != 0 && !hole
 	}
 	return true
 }
