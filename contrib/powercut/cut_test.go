@@ -61,9 +61,8 @@ func TestPowerCut(t *testing.T) {
 // once, so that cuts fall into it; and the kernel's writeback cache.
 var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0,stream=16K", ",io=writeback"}
 
-// lasting are those of which all that was written is kept when the server is killed; of the others what the kernel had not written back is lost,
-// as in a power cut.
-var lasting, forgetting = loads[:3], loads[3:]
+// lasting are those of which all that was written is kept when the server is killed.
+var lasting = loads[:3]
 
 // loadOptions are the mount options of the n-th of these loads.
 func loadOptions(c command, loads []string, n int) string {

@@ -17,24 +17,19 @@ func TestKilledServer(t *testing.T) {
 		t.Skip("the kernel's overlayfs has no server")
 	}
 	for _, fstype := range fileSystems() {
-		kills := count(t, envKills, 6)
-		t.Run(fstype, func(t *testing.T) { newHost(t, fstype).killServers(t, c, lasting, true, kills) })
-		if c.partial {
-			t.Run(fstype+"/writeback", func(t *testing.T) { newHost(t, fstype).killServers(t, c, forgetting, false, (kills+2)/3) })
-		}
+		t.Run(fstype, func(t *testing.T) { newHost(t, fstype).killServers(t, c, count(t, envKills, 6)) })
 	}
 }
 
-// killServers kills a server of each load in turn. lasting: what was written is kept; else what was synced is.
-func (h *host) killServers(t *testing.T, c command, loads []string, lasting bool, kills int) {
+func (h *host) killServers(t *testing.T, c command, kills int) {
 	began := time.Now()
-	w := newWorld(h.seed, lasting, h.lower)
+	w := newWorld(h.seed, true, h.lower)
 	ops := 0
 	err := h.withDisk(h.base, func(disk string) error {
 		r := rand.New(rand.NewPCG(h.seed, 3))
 		next, owner := uint32(firstOp), w.owner()
 		for n := range kills {
-			options := loadOptions(c, loads, n)
+			options := loadOptions(c, lasting, n)
 			history, err := h.killOnce(c, disk, options, w.jobs(filepath.Join(h.dir, "mnt"), next, owner), time.Duration(100+r.IntN(900))*time.Millisecond)
 			if err != nil {
 				return fmt.Errorf("kill %d, options %q: %w", n, options, err)
