@@ -206,6 +206,38 @@ func (w *world) unexplained(here spans, lo int64, got, want []byte) (n, first in
 	return n, first
 }
 
+// narrowed is s without those that data, which begins at 0, does not come from; where it is of several in one block, all stay.
+func (w *world) narrowed(s spans, data []byte) spans {
+	size := int64(len(data))
+	cuts := []int64{0, size}
+	for _, p := range s {
+		cuts = append(cuts, min(p.lo, size), min(p.hi, size))
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	out, want := s.without(0, size), make([]byte, blockSize)
+	for i, lo := range cuts[:len(cuts)-1] {
+		here := s.within(lo, cuts[i+1])
+		if len(here) == 1 {
+			out = append(out, here...)
+			continue
+		}
+		for end := cuts[i+1]; lo < end; {
+			hi := min(end, (lo/blockSize+1)*blockSize)
+			block := here.within(lo, hi)
+			from := slices.DeleteFunc(slices.Clone(block), func(p span) bool {
+				fill(w.seed, p.src, lo, want[:hi-lo])
+				return !bytes.Equal(want[:hi-lo], data[lo:hi])
+			})
+			if len(from) == 0 {
+				from = block
+			}
+			out, lo = append(out, from...), hi
+		}
+	}
+	return out
+}
+
 // identify says whose the bytes at an offset are.
 func (w *world) identify(data []byte, at int64) string {
 	end := min(at+8, int64(len(data)))
@@ -236,7 +268,7 @@ func sources(s spans) string {
 
 // checkLower is what is wrong with the lower directory itself.
 func checkLower(seed uint64, lower []lowerFile, found tree) []string {
-	wrong, _ := newWorld(seed, true, lower).check(found)
+	wrong, _ := newWorld(seed, keepsAll, lower).check(found)
 	for i := range wrong {
 		wrong[i] = "LOWER changed: " + wrong[i]
 	}

@@ -61,8 +61,8 @@ func TestPowerCut(t *testing.T) {
 // once, so that cuts fall into it; and the kernel's writeback cache.
 var loads = []string{"", ",partial_above=0", ",settle_after=200ms,complete_hot=100ms,partial_above=0,stream=16K", ",io=writeback"}
 
-// lasting are those of which all that was written is kept when the server is killed.
-var lasting = loads[:3]
+// lasting are those of which all that was written is kept when the server is killed; of the others, what was asked of the server.
+var lasting, requested = loads[:3], loads[3:]
 
 // loadOptions are the mount options of the n-th of these loads.
 func loadOptions(c command, loads []string, n int) string {
@@ -121,7 +121,7 @@ func (h *host) powerCuts(t *testing.T, c command, first, cuts int) (ops int) {
 // cutLoad runs the workers on a mount and makes the copies.
 func (h *host) cutLoad(disk, dir, image string, first, cuts int) (made []cut, history [][]event, err error) {
 	r := rand.New(rand.NewPCG(h.seed, uint64(first)))
-	w := newWorld(h.seed, false, h.lower)
+	w := newWorld(h.seed, keepsNothing, h.lower)
 	// Each load has other operations: their numbers are part of what they are made from.
 	l, err := startLoad(w.jobs(dir, firstOp*uint32(1+first), w.owner()))
 	if err != nil {
@@ -143,7 +143,7 @@ func (h *host) cutLoad(disk, dir, image string, first, cuts int) (made []cut, hi
 
 // checkCut is what is wrong with one copy.
 func (h *host) checkCut(c command, cut cut, history [][]event, options string) (wrong []string) {
-	w := newWorld(h.seed, false, h.lower)
+	w := newWorld(h.seed, keepsNothing, h.lower)
 	w.steps = truncatesInSteps[h.fstype]
 	if forgetsWhiteouts[h.fstype] && os.Getenv(envStrict) == "" {
 		w.forgetful(h.lower)

@@ -36,7 +36,7 @@ func (w *world) victim() (victim, bool) {
 // chooseVictim finds one, and the cut after which it is.
 func (h *host) chooseVictim(made []cut, history [][]event) (cut, victim, bool) {
 	for _, c := range made {
-		w := newWorld(h.seed, false, h.lower)
+		w := newWorld(h.seed, keepsNothing, h.lower)
 		w.replay(history, c.before, c.after)
 		if v, ok := w.victim(); ok {
 			return c, v, true

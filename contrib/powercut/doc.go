@@ -33,12 +33,15 @@
 // lives on, so all of the above holds with every completed operation in the place of the last fsync, names included; only a
 // store into a mapping counts from its msync on.
 //
+// With io=writeback the kernel holds what was written and not synced: that may be lost, or be there in part. Whatever is asked of the
+// server is kept as above: names, modes, truncations, holes.
+//
 // # Environment
 //
 //	POWERCUT_SEED=N     repeats a run's operations (not its timing)
 //	POWERCUT_CUTS=N     cuts on each file system (24)
 //	POWERCUT_FIRST=N    begins with the load that cut N is in (0)
-//	POWERCUT_KILLS=N    kills on each file system (6)
+//	POWERCUT_KILLS=N    kills on each file system (6), and a third as many with io=writeback
 //	POWERCUT_FS=A,B     file systems (ext4,xfs,btrfs)
 //	POWERCUT_BINARY=F   the overlayfuse to test, instead of this tree's; "kernel": the kernel's overlayfs
 //	POWERCUT_STRICT=1   no exception for btrfs: see forgetsWhiteouts

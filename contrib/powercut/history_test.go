@@ -23,6 +23,9 @@ const (
 	opFdatasync kind = "fdatasync" //
 )
 
+// givesData says whether an operation ends with data that the kernel may keep to itself.
+func (k kind) givesData() bool { return k == opWrite || k == opStore || k == opRewrite }
+
 // op is one operation of a worker. Names are relative to the mount.
 type op struct {
 	N        uint32 // counts a worker's operations; the tag of what it writes

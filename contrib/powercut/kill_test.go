@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -16,20 +17,33 @@ func TestKilledServer(t *testing.T) {
 	if c.path == kernelOverlay {
 		t.Skip("the kernel's overlayfs has no server")
 	}
+	kills := count(t, envKills, 6)
 	for _, fstype := range fileSystems() {
-		t.Run(fstype, func(t *testing.T) { newHost(t, fstype).killServers(t, c, count(t, envKills, 6)) })
+		t.Run(fstype, func(t *testing.T) {
+			h := newHost(t, fstype)
+			h.killServers(t, c, lasting, keepsAll, kills)
+			if c.partial {
+				h.killServers(t, c, requested, keepsRequests, (kills+2)/3)
+			}
+		})
 	}
 }
 
-func (h *host) killServers(t *testing.T, c command, kills int) {
+// killServers kills one server after the other above one disk. Of loads keeps is what they leave.
+func (h *host) killServers(t *testing.T, c command, loads []string, keeps keeps, kills int) {
+	image := filepath.Join(h.root, "disk.img")
+	if err := clone(h.base, image); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.Remove(image) }() // with the host, otherwise
 	began := time.Now()
-	w := newWorld(h.seed, true, h.lower)
+	w := newWorld(h.seed, keeps, h.lower)
 	ops := 0
-	err := h.withDisk(h.base, func(disk string) error {
+	err := h.withDisk(image, func(disk string) error {
 		r := rand.New(rand.NewPCG(h.seed, 3))
 		next, owner := uint32(firstOp), w.owner()
 		for n := range kills {
-			options := loadOptions(c, lasting, n)
+			options := loadOptions(c, loads, n)
 			history, err := h.killOnce(c, disk, options, w.jobs(filepath.Join(h.dir, "mnt"), next, owner), time.Duration(100+r.IntN(900))*time.Millisecond)
 			if err != nil {
 				return fmt.Errorf("kill %d, options %q: %w", n, options, err)
@@ -67,7 +81,7 @@ func (h *host) killServers(t *testing.T, c command, kills int) {
 	if err != nil {
 		t.Errorf("%s=%d: %v", envSeed, h.seed, err)
 	}
-	t.Logf("%d kills, %d operations, %v", kills, ops, time.Since(began).Round(time.Second))
+	t.Logf("%d kills, options %q, %d operations, %v", kills, loads, ops, time.Since(began).Round(time.Second))
 }
 
 // killOnce runs workers and kills the server under them.

@@ -22,13 +22,22 @@ type file struct {
 	ended  bool // it was removed or replaced, which may be on the disk
 }
 
+// keeps says what a cut leaves of what was done and not synced.
+type keeps int
+
+const (
+	keepsNothing  keeps = iota // the power is cut
+	keepsRequests              // the server is, with io=writeback: all that is asked of it when it is done, which is all but data
+	keepsAll                   // the server is, otherwise
+)
+
 // world is what may be found after a cut.
 type world struct {
-	seed    uint64
-	lasting bool // the server is cut, not the power: what is done is kept
-	steps   bool // the file system may record a truncation on its way: see truncatesInSteps
-	files   map[uint32]*file
-	names   map[string]map[uint32]bool // which files may have a name; 0: none
+	seed  uint64
+	keeps keeps
+	steps bool // the file system may record a truncation on its way: see truncatesInSteps
+	files map[uint32]*file
+	names map[string]map[uint32]bool // which files may have a name; 0: none
 	// pristine is the lower directory, if a name that was taken away may show it again; nil: it may not.
 	pristine *world
 	// past is as if nothing had ever been synced, if a file that was replaced or removed may show an older state under the name that it
@@ -37,8 +46,8 @@ type world struct {
 	tags []source // everything that was ever written, to say what a wrong byte is
 }
 
-func newWorld(seed uint64, lasting bool, lower []lowerFile) *world {
-	w := &world{seed: seed, lasting: lasting, files: map[uint32]*file{}, names: map[string]map[uint32]bool{}}
+func newWorld(seed uint64, keeps keeps, lower []lowerFile) *world {
+	w := &world{seed: seed, keeps: keeps, files: map[uint32]*file{}, names: map[string]map[uint32]bool{}}
 	for _, l := range lower {
 		f := &file{id: l.id, size: l.size, mode: lowerMode}
 		f.cur = spans{{0, forever, source{}}}
@@ -55,7 +64,7 @@ func newWorld(seed uint64, lasting bool, lower []lowerFile) *world {
 
 // forgetful makes w what may be found on a file system of forgetsWhiteouts.
 func (w *world) forgetful(lower []lowerFile) {
-	w.pristine, w.past = newWorld(w.seed, false, lower), newWorld(w.seed, false, lower)
+	w.pristine, w.past = newWorld(w.seed, keepsNothing, lower), newWorld(w.seed, keepsNothing, lower)
 	w.past.steps = w.steps
 }
 
@@ -97,7 +106,7 @@ func (w *world) apply(o op, done bool) {
 	if w.past != nil {
 		w.past.apply(o, false)
 	}
-	kept := done && w.lasting
+	kept := done && (w.keeps == keepsAll || w.keeps == keepsRequests && !o.Kind.givesData())
 	f := w.files[o.File]
 	if o.Kind == opCreate {
 		f = &file{id: o.File, mode: lowerMode, cur: spans{{0, forever, source{}}}, unborn: !kept}
@@ -116,6 +125,9 @@ func (w *world) apply(o op, done bool) {
 		lo, hi = min(old, o.Len), forever
 	case opRewrite:
 		f.truncate(0, w.steps)
+		if done && w.keeps != keepsNothing {
+			f.settleData()
+		}
 		f.write(0, o.Len, src)
 		lo, hi = 0, forever
 	case opPunch:
@@ -134,7 +146,7 @@ func (w *world) apply(o op, done bool) {
 	case opRename, opUnlink, opCreate:
 		w.name(o, kept)
 	}
-	if o.Kind == opWrite || o.Kind == opStore || o.Kind == opRewrite {
+	if o.Kind.givesData() {
 		w.tags = append(w.tags, src)
 	}
 	switch {
@@ -152,8 +164,10 @@ func (w *world) apply(o op, done bool) {
 		}
 	case kept:
 		f.disk = f.disk.settled(f.cur, lo, hi)
-		f.sizes = []extent{{f.size, f.size}}
 		f.modes = map[uint32]bool{f.mode: true}
+		if w.keeps == keepsAll || o.Kind == opTruncate {
+			f.sizes = []extent{{f.size, f.size}}
+		}
 	}
 }
 
@@ -191,7 +205,7 @@ func (w *world) resolve(found tree, owner map[string]uint32) {
 	ids := map[uint32]bool{}
 	for name, id := range owner {
 		f := w.files[id]
-		f.cur = slices.Clone(f.disk)
+		f.cur = w.narrowed(f.disk, found[name].data)
 		f.size, f.mode = found[name].Size, found[name].Mode
 		f.sizes, f.modes = []extent{{f.size, f.size}}, map[uint32]bool{f.mode: true}
 		f.unborn, f.ended = false, false
