@@ -27,7 +27,8 @@ type Target interface {
 	// Exactly one Commit or Abort follows a Stage that succeeded.
 	Stage() (*os.File, error)
 	// Commit makes the data of the staged file count, as shape says: marks it partial, or takes the marks away.
-	// What raising it changed of its times and capability is put back. File goes on using staged as the upper's descriptor.
+	// What raising it changed of its times and capability is put back; by the next mount, if the process is killed before. File goes on
+	// using staged as the upper's descriptor.
 	// Errors: after any error the lower must still be what the file shows, so that Stage can be called again; where
 	// that cannot be said, the error wraps ErrInDoubt and the File is poisoned.
 	Commit(staged *os.File, shape Shape) error

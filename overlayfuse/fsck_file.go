@@ -75,6 +75,7 @@ func (c *checker) checkMetacopy(f *checkedFile) {
 	}
 	// A copy-up that was interrupted before the file became partial.
 	c.checkLeftover(f, limitMark, "has no data yet")
+	c.checkQuiet(f)
 	there := c.findLower(f)
 	if there {
 		for _, n := range f.lower.lacking {
@@ -95,17 +96,22 @@ func (c *checker) checkMetacopy(f *checkedFile) {
 	case err != nil:
 		c.foundAt(f.names[0], SeverityError, "%v", err)
 	case len(data) > 0:
-		c.fixFile(f, f.names[0], SeverityError, fmt.Sprintf("metacopy file with data of its own, from offset %d, which nothing shows", data[0].Off),
+		severity := SeverityError
+		if _, killed := f.marks[wasMark]; killed { // a completion that shared blocks or copied, and did not come to its mark
+			severity = SeverityNote
+		}
+		c.fixFile(f, f.names[0], severity, fmt.Sprintf("metacopy file with data of its own, from offset %d, which nothing shows", data[0].Off),
 			func() error {
 				if !there || !f.lower.known || len(f.lower.lacking) > 0 {
 					return fmt.Errorf("perhaps there is no other: %w", unix.EIO)
 				}
-				return punchAll(f)
+				return keepQuiet(int(file.Fd()), c.prefix, func() error { return punchAll(f.fd, f.st.Size) })
 			})
 	}
 }
 
-// checkQuiet looks for what a completion that was killed has changed of a partial file. The next mount puts it back, as a repair does.
+// checkQuiet looks for what a completion that was killed has changed of a file without all of its data. The next mount puts it back, as a
+// repair does.
 //
 // Compare: FS.endQuiet.
 func (c *checker) checkQuiet(f *checkedFile) {
@@ -194,7 +200,7 @@ func (c *checker) lostSize(f *checkedFile, stored int64) bool {
 		return false
 	}
 	problem := fmt.Sprintf("size 0, lost in a crash: it has %d bytes in the lower", size)
-	c.fixFile(f, f.names[0], SeverityNote, problem, func() error { return giveSize(f.fd, size) })
+	c.fixFile(f, f.names[0], SeverityNote, problem, func() error { return giveSize(f.fd, c.prefix, size) })
 	return true
 }
 

@@ -56,6 +56,11 @@ var fsckCases = map[string]struct {
 		r.file("u/f", 2*block+1, 2)
 		r.mark("u/f", "metacopy", "")
 	}, []wanted{{"u/f", "data of its own, from offset 8192", SeverityError, true}}},
+	"metacopy: a completion that was killed": {func(r *fsckRig) {
+		r.file("u/f", 3*block, 0, 1, 2)
+		r.mark("u/f", "metacopy", "")
+		r.mark("u/f", "was", string(quiet{}.encode()))
+	}, []wanted{{"u/f", "a completion was killed", SeverityNote, true}, {"u/f", "data of its own", SeverityNote, true}}},
 	"metacopy: no lower": {func(r *fsckRig) {
 		r.file("u/gone", block)
 		r.mark("u/gone", "metacopy", "")

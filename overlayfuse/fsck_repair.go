@@ -41,16 +41,16 @@ func (c *checker) complete(f *checkedFile, file *os.File) error {
 	if err := file.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
+	c.keepIdentity(f)
 	for _, mark := range []string{metacopyMark, limitMark, "redirect", wasMark} {
 		if err := c.removeMark(f.fd, mark); err != nil {
 			return err
 		}
 	}
-	c.keepIdentity(f)
 	return nil
 }
 
-// keepIdentity gives a file that was completed the mark of its origin, for its inode number to stay. It is as good without.
+// keepIdentity gives a file that is complete the mark of its origin, for its inode number to stay. It is as good without.
 func (c *checker) keepIdentity(f *checkedFile) {
 	e := f.lower.entry
 	if _, has := f.marks["origin"]; has || e == nil || e.st.Nlink > 1 {
@@ -66,30 +66,22 @@ func (c *checker) keepIdentity(f *checkedFile) {
 	}
 }
 
-// punchAll makes a file a hole of its size, and keeps its times and capabilities.
+// punchAll makes a file of size bytes, open by its path or for reading, a hole.
 //
-// Crash: some of the data is gone, which nothing showed; the times may be the repair's.
-func punchAll(f *checkedFile) (err error) {
-	file, err := openReal(f.fd, unix.O_RDWR)
+// Crash: some of the data is gone.
+func punchAll(fd int, size int64) (err error) {
+	file, err := openReal(fd, unix.O_RDWR)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	fd := int(file.Fd())
-	was, err := quietly(fd)
-	if err != nil {
-		return err
-	}
 	_, err = ignoringEINTR(func() (int, error) {
-		return 0, unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, copyup.WholeBlocks(f.st.Size))
+		return 0, unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, copyup.WholeBlocks(size))
 	})
 	if err != nil {
-		err = fmt.Errorf("punch hole: %w", err)
+		return fmt.Errorf("punch hole: %w", err)
 	}
-	if err = errors.Join(err, was.restore(fd)); err != nil {
-		return err
-	}
-	data, err := copyup.DataOf(file, f.st.Size)
+	data, err := copyup.DataOf(file, size)
 	if err == nil && len(data) > 0 {
 		err = fmt.Errorf("still data at %d: %w", data[0].Off, unix.EOPNOTSUPP)
 	}
@@ -98,18 +90,14 @@ func punchAll(f *checkedFile) (err error) {
 
 // giveSize makes an empty file, open by its path, a hole of size bytes, and keeps its times and capabilities.
 //
-// Crash: the size is there, and the times may be the repair's.
-func giveSize(fd int, size int64) (err error) {
+// Crash: as of noteQuiet.
+func giveSize(fd int, prefix string, size int64) (err error) {
 	file, err := openReal(fd, unix.O_RDWR)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
-	was, err := quietly(int(file.Fd()))
-	if err != nil {
-		return err
-	}
-	return errors.Join(file.Truncate(size), was.restore(int(file.Fd())))
+	return keepQuiet(int(file.Fd()), prefix, func() error { return file.Truncate(size) })
 }
 
 // holeTest finds out, once, whether the upper's file system tells data from holes. One that does not makes every partial

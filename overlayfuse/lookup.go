@@ -344,8 +344,9 @@ func (fs *FS) joinData(p *inode, name string, in *inode, o objectAt, st *unix.St
 	return err
 }
 
-// endQuiet gives a partial file back what a completion that was killed has changed of it.
-func (fs *FS) endQuiet(o objectAt, st *unix.Stat_t) error {
+// endQuiet gives a file without all of its data back what a completion that was killed has changed of it. Data of
+// a metacopy file counts for nothing, and goes.
+func (fs *FS) endQuiet(data upperData, o objectAt, st *unix.Stat_t) error {
 	if fs.readOnly() {
 		return nil
 	}
@@ -361,6 +362,11 @@ func (fs *FS) endQuiet(o objectAt, st *unix.Stat_t) error {
 		q, err := decodeQuiet(v)
 		if err != nil {
 			return err
+		}
+		if data == dataBelow {
+			if err := punchAll(fd, st.Size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // else it is overwritten one day
+				return err
+			}
 		}
 		if err := q.restore(fd); err != nil {
 			return err
@@ -397,8 +403,8 @@ func getSize(path string) (int64, error) {
 // readUpperData is readData for a file of the upper whose lower is known. What a crash or a kill left undone is done.
 func (fs *FS) readUpperData(lower *entry, o objectAt, st *unix.Stat_t) (upperData, int64, error) {
 	marks, err := readData(o, fs.prefix, math.MaxInt64)
-	if err == nil && marks.data == dataPartial {
-		err = fs.endQuiet(o, st)
+	if err == nil && marks.data != dataHere {
+		err = fs.endQuiet(marks.data, o, st)
 	}
 	limit := min(marks.limit, st.Size)
 	switch {
@@ -431,7 +437,7 @@ func (fs *FS) mendSize(lower *entry, o objectAt, st *unix.Stat_t, stored int64) 
 	fs.log.WithFields(logrus.Fields{"path": lower.path(), "size": size}).Warn("overlay: an upper file without data lost its size in a crash, and gets it back")
 	fd, err := ignoringEINTR(func() (int, error) { return unix.Open(o.path(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0) })
 	if err == nil {
-		err = giveSize(fd, size)
+		err = giveSize(fd, fs.prefix, size)
 		closeFD(fd)
 	}
 	if err != nil {

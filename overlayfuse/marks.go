@@ -82,7 +82,7 @@ func checkRedirect(s string) error {
 //	overlay.limit      8 bytes          little endian: bytes of the lower that still show. Left out while all do that the
 //	                                    sizes of upper and lower let show. Ours alone
 //	overlay.redirect   absolute path    where the lower is, if not under the file's own name. As the kernel has it
-//	overlay.was        times, caps      what a completion that was killed has changed of a partial file (target.go). Ours alone
+//	overlay.was        times, caps      what a completion that was killed has changed of a file (target.go). Ours alone
 const (
 	partialValue = "p"
 	emptiedValue = "p0"

@@ -17,7 +17,8 @@ type target struct {
 	in *inode
 
 	// What Stage learned and Commit needs. Written by Stage, under the reservation in.copy, which Stage takes and Commit or Abort gives back.
-	was *quiet
+	was   *quiet
+	noted bool // was is stored with the upper
 }
 
 var _ copyup.Target = (*target)(nil)
@@ -138,6 +139,12 @@ func (t *target) Stage() (_ *os.File, err error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	// A partial upper is staged for a write, which changes its times. A metacopy one may be completed with nobody's knowledge.
+	if in.upper().data == dataBelow {
+		if t.noted, err = noteQuiet(int(f.Fd()), fs.prefix, was); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
 	t.was = &was
 	return f, nil
 }
@@ -159,14 +166,26 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 	fs, in := t.in.fs, t.in
 	defer in.copy.Unlock()
 	fd := int(staged.Fd())
-	was := t.was
-	t.was = nil
+	was, noted := t.was, t.noted
+	t.was, t.noted = nil, false
 	if err := was.restore(fd); err != nil {
 		return err
 	}
-	if !shape.Partial {
-		return fs.complete(in, fd)
+	var err error
+	if shape.Partial {
+		err = t.markPartial(fd, shape, noted)
+	} else {
+		err = fs.complete(in, fd)
 	}
+	if err != nil && noted {
+		_ = fs.removeMark(fd, wasMark) // the next Stage replaces it
+	}
+	return err
+}
+
+// markPartial is Commit of a partial upper. The note goes after the mark, until which the data is nobody's.
+func (t *target) markPartial(fd int, shape copyup.Shape, noted bool) error {
+	fs, in := t.in.fs, t.in
 	u := in.upper()
 	switch {
 	case shape.Cut:
@@ -184,15 +203,34 @@ func (t *target) Commit(staged *os.File, shape copyup.Shape) error {
 			return err
 		}
 	}
+	if noted {
+		if err := fs.removeMark(fd, wasMark); err != nil {
+			if errBack := fs.setMark(fd, metacopyMark, nil); errBack != nil {
+				return fmt.Errorf("%w: %w", copyup.ErrInDoubt, errors.Join(err, errBack))
+			}
+			return err
+		}
+	}
 	u.data, u.limit = dataPartial, min(u.limit, shape.Limit)
 	in.setUpper(u)
 	return nil
 }
 
 // Abort gives the reservation back.
-func (t *target) Abort(*os.File) {
-	t.was = nil
-	t.in.copy.Unlock()
+func (t *target) Abort(staged *os.File) {
+	defer t.in.copy.Unlock()
+	was, noted := t.was, t.noted
+	t.was, t.noted = nil, false
+	if !noted {
+		return
+	}
+	err := was.restore(int(staged.Fd()))
+	if err == nil {
+		err = t.in.fs.removeMark(int(staged.Fd()), wasMark)
+	}
+	if err != nil {
+		t.in.fs.logData(t, "overlay: the times of a file that was not copied up: %v", err)
+	}
 }
 
 // SetLimit stores the lower limit.
@@ -224,11 +262,9 @@ func (t *target) Quietly(upper *os.File, lasting bool, fn func() error) error {
 	if err != nil {
 		return err
 	}
-	// A kill before the end leaves it for who looks the file up next. Without room for it, only that is lost.
 	noted := false
 	if lasting {
-		err := fs.setMark(fd, wasMark, q.encode())
-		if noted = err == nil; err != nil && !tooLong(err) {
+		if noted, err = noteQuiet(fd, fs.prefix, q); err != nil {
 			return err
 		}
 	}
@@ -247,11 +283,15 @@ func (t *target) Complete(upper *os.File) error {
 	return t.in.fs.complete(t.in, int(upper.Fd()))
 }
 
-// complete takes the marks of a file away that has all of its data: the first one is the step that counts. The file gets
-// the mark of its origin instead.
+// complete takes the marks of a file away that has all of its data: the first one is the step that counts. The file has
+// the mark of its origin by then, so that its inode number stays.
 //
 // Preconditions: in is reserved.
 func (fs *FS) complete(in *inode, fd int) error {
+	var errOrigin error
+	if in.lower.st.Nlink == 1 {
+		errOrigin = fs.markOrigin(fd, in)
+	}
 	if err := fs.removeMark(fd, metacopyMark); err != nil {
 		return err
 	}
@@ -259,10 +299,7 @@ func (fs *FS) complete(in *inode, fd int) error {
 	in.raise().data = dataHere
 	in.mu.Unlock()
 	// What the others say of a complete file is nothing; where one stays it does no harm.
-	err := errors.Join(fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"), fs.removeMark(fd, wasMark))
-	if in.lower.st.Nlink == 1 {
-		err = errors.Join(err, fs.markOrigin(fd, in))
-	}
+	err := errors.Join(errOrigin, fs.removeMark(fd, limitMark), fs.removeMark(fd, "redirect"), fs.removeMark(fd, wasMark))
 	if err != nil {
 		fs.log.WithError(err).WithField("ino", in.ino).Debug("overlay: marks of a complete file")
 	}
@@ -311,6 +348,35 @@ func quietly(fd int) (q quiet, err error) {
 		return q, fmt.Errorf("read %s: %w", capabilityXattr, err)
 	}
 	return q, nil
+}
+
+// noteQuiet stores q with the file until it is put back: a kill before that leaves it for who looks the file up next. Without room for it,
+// only that is lost.
+func noteQuiet(fd int, prefix string, q quiet) (noted bool, err error) {
+	if err = setXattrFD(fd, prefix+wasMark, q.encode(), 0); err == nil || tooLong(err) {
+		return err == nil, nil
+	}
+	return false, fmt.Errorf("set %s%s: %w", prefix, wasMark, err)
+}
+
+// keepQuiet runs fn, which changes data of a file that nobody uses, open for reading at least, and puts back what it changes beside that.
+//
+// Crash: as of noteQuiet.
+func keepQuiet(fd int, prefix string, fn func() error) error {
+	q, err := quietly(fd)
+	if err != nil {
+		return err
+	}
+	noted, err := noteQuiet(fd, prefix, q)
+	if err != nil {
+		return err
+	}
+	err = fn()
+	errRestore := q.restore(fd)
+	if noted && errRestore == nil {
+		errRestore = removeXattrFD(fd, prefix+wasMark)
+	}
+	return errors.Join(err, errRestore)
 }
 
 // encode is the form that is stored while it is not put back: seconds and nanoseconds of atime and mtime, 8 bytes each, little endian,
