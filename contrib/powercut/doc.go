@@ -36,12 +36,15 @@
 // With io=writeback the kernel holds what was written and not synced: that may be lost, or be there in part. Whatever is asked of the
 // server is kept as above: names, modes, truncations, holes.
 //
+// A flush and a repairing fsck are killed, too (TestKilledCommand): the next run leaves what an undisturbed one does, and an upper
+// whose flush was killed is sound and shows what it showed.
+//
 // # Environment
 //
 //	POWERCUT_SEED=N     repeats a run's operations (not its timing)
 //	POWERCUT_CUTS=N     cuts on each file system (24)
 //	POWERCUT_FIRST=N    begins with the load that cut N is in (0)
-//	POWERCUT_KILLS=N    kills on each file system (6), and a third as many with io=writeback
+//	POWERCUT_KILLS=N    kills on each file system (6), a third as many with io=writeback, half as many of a flush and of a repair
 //	POWERCUT_FS=A,B     file systems (ext4,xfs,btrfs)
 //	POWERCUT_BINARY=F   the overlayfuse to test, instead of this tree's; "kernel": the kernel's overlayfs
 //	POWERCUT_STRICT=1   no exception for btrfs: see forgetsWhiteouts
