@@ -149,9 +149,7 @@ func TestStopUnmountsWhatIsIdleAndWaitsForTheRest(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.client.Unmount(ctx, "busy", false); err != nil {
-		t.Fatal(err)
-	}
+	_ = p.client.Unmount(ctx, "busy", false) // the server may have been the first, and may have ended
 	p.waitEnd(t)
 	if code := p.ProcessState.ExitCode(); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
