@@ -273,9 +273,12 @@ func (f *File) eachMissing(s span, do func(span) error) error {
 // scarceTime is for how long after a failure for want of space missing units are allocated before they are written.
 const scarceTime = time.Minute
 
+// NoRoom tells the errors of a file system that is full, or of a quota that is used up.
+func NoRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
 // noteScarce notes that an error says that there is no space.
 func (f *File) noteScarce(err error) {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if NoRoom(err) {
 		f.stats.scarce.Store(time.Now().Add(scarceTime).UnixNano())
 	}
 }

@@ -141,7 +141,7 @@ func (fs *FS) probeUnit() (unit int64, err error) {
 		unit, err = copyup.ProbeUnit(f)
 		_ = f.Close() // it has no name, and nothing that matters
 	}
-	if !noRoom(err) {
+	if !copyup.NoRoom(err) {
 		return unit, err
 	}
 	switch fs.layers.upper.fsType {
@@ -155,9 +155,6 @@ func (fs *FS) probeUnit() (unit int64, err error) {
 	}
 	return 0, err
 }
-
-// noRoom tells the errors of a file system that is full, or of a quota.
-func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
 func (fs *FS) openRoot() error {
 	lower := fs.layers.shared.root

@@ -439,7 +439,7 @@ func (fs *FS) tryPassthrough() error {
 	}
 	if fd, err = fs.tmpfile(0o600); err == nil {
 		err = fs.tryBacking(fd)
-	} else if noRoom(err) && fs.layers.upper.fsType != unix.OVERLAYFS_SUPER_MAGIC { // of the others the kernel takes files
+	} else if copyup.NoRoom(err) && fs.layers.upper.fsType != unix.OVERLAYFS_SUPER_MAGIC { // of the others the kernel takes files
 		return nil
 	}
 	if err != nil {

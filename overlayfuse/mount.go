@@ -118,15 +118,14 @@ func openMountpoint(path string) (fd int, abs string, err error) {
 	return fd, abs, nil
 }
 
-// Mounted looks up what is mounted on a path, free of symlinks: the device number MAJOR:MINOR and the file system type
-// of the topmost mount there, both empty if there is none. It reads /proc/self/mountinfo and touches no mount.
-func Mounted(path string) (device, fsType string, err error) {
+// Mounted looks up what is mounted on a path, free of symlinks: the topmost mount there, nil if there is none. It reads /proc/self/mountinfo
+// and touches no mount.
+func Mounted(path string) (*mountinfo.Info, error) {
 	stack, err := mountsOn(path)
 	if err != nil || len(stack) == 0 {
-		return "", "", err
+		return nil, err
 	}
-	top := stack[len(stack)-1]
-	return deviceOf(top), top.FSType, nil
+	return stack[len(stack)-1], nil
 }
 
 // mountsOn lists what is mounted on path, the topmost last.
@@ -138,4 +137,5 @@ func mountsOn(path string) ([]*mountinfo.Info, error) {
 	return infos, nil
 }
 
-func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
+// DeviceOf is the device number of what is mounted, as MAJOR:MINOR.
+func DeviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }

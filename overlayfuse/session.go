@@ -95,8 +95,12 @@ func (s *Session) connect(dir int, flags MountFlags) (server *transport.Server, 
 	if err := s.fs.probePassthrough(); err != nil {
 		return server, err
 	}
-	if s.device, _, err = Mounted(s.mountpoint); err == nil && s.device == "" {
+	m, err := Mounted(s.mountpoint)
+	if err == nil && m == nil {
 		err = fmt.Errorf("not in /proc/self/mountinfo: %w", unix.ESTALE)
+	}
+	if err == nil {
+		s.device = DeviceOf(m)
 	}
 	return server, err
 }
@@ -146,7 +150,7 @@ func (s *Session) Attached() (bool, error) {
 }
 
 // is tells whether m is this session's mount.
-func (s *Session) is(m *mountinfo.Info) bool { return deviceOf(m) == s.device }
+func (s *Session) is(m *mountinfo.Info) bool { return DeviceOf(m) == s.device }
 
 // Unmount takes the mount off its mount point; with lazy also while it is in use. Taken off before is no error.
 // The session may go on (see Wait).

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/copyup"
 )
 
 // Names inside a workdir, as the kernel's overlayfs has them.
@@ -219,19 +221,19 @@ func (l *layers) probe() error {
 		if err := unix.Fremovexattr(fd, name); err != nil {
 			return lacks("way to remove an extended attribute", err)
 		}
-	} else if !noRoom(err) {
+	} else if !copyup.NoRoom(err) {
 		return lacks(strings.SplitN(name, ".", 2)[0]+".* extended attributes", err)
 	}
 	tmp, err := unix.Openat(fd, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		_ = unix.Close(tmp) // unnamed: nothing to lose
-	} else if !noRoom(err) {
+	} else if !copyup.NoRoom(err) {
 		return lacks("O_TMPFILE", err)
 	}
 
 	const from, to = "#probe-from", "#probe-to"
 	err = unix.Mkdirat(fd, from, 0o700)
-	if noRoom(err) {
+	if copyup.NoRoom(err) {
 		return nil
 	}
 	if err != nil {
@@ -243,7 +245,7 @@ func (l *layers) probe() error {
 			return fmt.Errorf("workdir %s: %w", l.temp.path, err)
 		}
 	}
-	if noRoom(errRename) {
+	if copyup.NoRoom(errRename) {
 		return nil
 	}
 	if errRename != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
 	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse/control"
 )
 
@@ -37,7 +38,7 @@ func deadOf(name string) (id string, dead bool) {
 //
 // Errors: errdefs.ErrFailedPrecondition if it is not dead; ETIMEDOUT if its server does not answer. Then nothing was done.
 func quiet(ctx context.Context, m *mountinfo.Info) (bool, error) {
-	alive, err := control.Alive(ctx, m.Mountpoint, deviceOf(m))
+	alive, err := control.Alive(ctx, m)
 	switch {
 	case err != nil:
 		return false, err
@@ -112,7 +113,7 @@ func endWriting(ctx context.Context, point, layer string, live bool) error {
 		return awaitNoWriters(ctx, layer)
 	}
 	for _, m := range all {
-		if on := table.on(point); live && on != nil && deviceOf(on) == deviceOf(m) {
+		if on := table.on(point); live && on != nil && overlayfuse.DeviceOf(on) == overlayfuse.DeviceOf(m) {
 			continue
 		}
 		switch ok, err := quiet(ctx, m); {

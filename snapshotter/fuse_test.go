@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
 )
 
 // The tests of this file need what only our own file system does.
@@ -121,7 +123,7 @@ func TestFUSEMountIsWhatTheContainerSees(t *testing.T) {
 	require.True(t, table.hasFUSE(b.s.root.mounts()))
 	for _, m := range table {
 		if m.Mountpoint == c {
-			require.Equal(t, fuseType, m.FSType)
+			require.Equal(t, overlayfuse.Type, m.FSType)
 			require.Equal(t, b.s.root.mountPoint(b.id("c")), m.Source)
 			require.NotContains(t, m.Options, "nosuid")
 			require.NotContains(t, m.Options, "nodev")

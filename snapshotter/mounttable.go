@@ -9,10 +9,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
-)
 
-// fuseType is the type of the mount server's mounts.
-const fuseType = "fuse.overlayfuse"
+	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
+)
 
 // mountTable is the mounts of this process's mount namespace (proc_pid_mountinfo(5)).
 type mountTable []*mountinfo.Info
@@ -28,7 +27,7 @@ func readMountTable() (mountTable, error) {
 // hasFUSE tells whether a mount server's mount of a directory in points, or a bind of one, is there.
 func (t mountTable) hasFUSE(points string) bool {
 	for _, m := range t {
-		if m.FSType == fuseType && strings.HasPrefix(m.Source, points+"/") {
+		if m.FSType == overlayfuse.Type && strings.HasPrefix(m.Source, points+"/") {
 			return true
 		}
 	}
@@ -47,7 +46,7 @@ func (t mountTable) on(path string) *mountinfo.Info {
 
 // sessionOf tells whether m is the mount server's mount of a mount point, or a bind of it.
 func sessionOf(m *mountinfo.Info, point string) bool {
-	return m.FSType == fuseType && m.Source == point
+	return m.FSType == overlayfuse.Type && m.Source == point
 }
 
 // sessions is a mount of each session of a mount point, dead or not, wherever it is.
@@ -56,7 +55,7 @@ func sessionOf(m *mountinfo.Info, point string) bool {
 func (t mountTable) sessions(point string) ([]*mountinfo.Info, error) {
 	byDevice := make(map[string]*mountinfo.Info)
 	for _, m := range t {
-		if d := deviceOf(m); sessionOf(m, point) && (byDevice[d] == nil || t.on(m.Mountpoint) == m) {
+		if d := overlayfuse.DeviceOf(m); sessionOf(m, point) && (byDevice[d] == nil || t.on(m.Mountpoint) == m) {
 			byDevice[d] = m
 		}
 	}
@@ -69,9 +68,6 @@ func (t mountTable) sessions(point string) ([]*mountinfo.Info, error) {
 	}
 	return all, nil
 }
-
-// deviceOf is a mount's file system as MAJOR:MINOR.
-func deviceOf(m *mountinfo.Info) string { return fmt.Sprintf("%d:%d", m.Major, m.Minor) }
 
 // readOnlyBelow is the names in the directory on which a file system that is read-only as a whole is mounted.
 func (t mountTable) readOnlyBelow(dir string) map[string]bool {

@@ -47,7 +47,7 @@ func openRoot(path string) (_ rootDir, err error) {
 			return rootDir{}, fmt.Errorf("root: %w", err)
 		}
 	}
-	if err := checkFileSystem(path); err != nil {
+	if err := checkFileSystem(path); err != nil && !noRoom(err) { // a full disk keeps nobody from what is on it
 		return rootDir{}, err
 	}
 	return r, r.checkMetadata()
@@ -108,22 +108,17 @@ func (r rootDir) checkMetadata() error {
 // noRoom tells the errors of a file system that is full, or of a quota.
 func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
-// checkFileSystem tries what layers need, in a directory of its own. A full disk keeps nobody from what is on it: what can't be tried there
-// is assumed.
+// checkFileSystem tries what layers need, in a directory of its own.
+//
+// Errors: errdefs.ErrNotImplemented, with the errno; noRoom if there is no room to try it.
 func checkFileSystem(root string) (err error) {
 	unusable := func(what string, err error) error {
-		if noRoom(err) {
-			return nil
-		}
 		if err != nil {
-			what = fmt.Sprintf("%s (%v)", what, err)
+			return fmt.Errorf("root %s: its file system %s (%w): %w", root, what, err, errdefs.ErrNotImplemented)
 		}
 		return fmt.Errorf("root %s: its file system %s: %w", root, what, errdefs.ErrNotImplemented)
 	}
 	dir, err := os.MkdirTemp(root, "probe-")
-	if noRoom(err) {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
@@ -144,9 +139,6 @@ func checkFileSystem(root string) (err error) {
 	}
 	_ = unix.Close(tmp) // nothing was written
 	dtype, err := fs.SupportsDType(dir)
-	if noRoom(err) {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("root: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/overlayfuse/overlayfuse-snapshotter/overlayfuse"
@@ -177,14 +178,13 @@ func (s *Server) flush(ctx context.Context, spec Spec, keepMetacopy bool) (stats
 	return stats, errors.Join(err, fs.Close())
 }
 
-// Alive tells whether what is mounted on a path, of a device MAJOR:MINOR, has a server, whosever it is. The process's binary must know
-// ChildCommand.
+// Alive tells whether a mount has a server, whosever it is. The process's binary must know ChildCommand.
 //
 // Errors: ETIMEDOUT if it has one that does not answer; ESTALE if something else is mounted there.
-func Alive(ctx context.Context, path, device string) (bool, error) {
+func Alive(ctx context.Context, m *mountinfo.Info) (bool, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTimeout, unix.ETIMEDOUT)
 	defer cancel()
-	err := runChild(ctx, childStatfs, path, device)
+	err := runChild(ctx, childStatfs, m.Mountpoint, overlayfuse.DeviceOf(m))
 	if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
 		return false, nil
 	}
@@ -204,14 +204,14 @@ func detachDead(ctx context.Context, mountpoint string) error {
 		return fmt.Errorf("mount point %s: %w", mountpoint, err)
 	}
 	for {
-		device, fsType, err := overlayfuse.Mounted(path)
+		m, err := overlayfuse.Mounted(path)
 		if err != nil {
 			return err
 		}
-		if fsType != overlayfuse.Type {
+		if m == nil || m.FSType != overlayfuse.Type {
 			return nil
 		}
-		alive, err := Alive(ctx, path, device)
+		alive, err := Alive(ctx, m)
 		if err != nil {
 			return err
 		}
