@@ -106,96 +106,90 @@ func TestModelOnFileSystems(t *testing.T) {
 // TestReflink: on a file system that can share blocks, the first write fault leaves nothing in the lower and copies nothing. On btrfs the
 // file keeps its mark until it was synced.
 func TestReflink(t *testing.T) {
+	onReflinking(t, func(t *testing.T, fs fileSystem, dir string) {
+		var stats Stats
+		target := newTargetIn(t, dir, pattern(300<<10, 1))
+		target.loose = fs.name == "btrfs"
+		f := New(target, Lower, &Options{Unit: testUnit, Stats: &stats, LooseNames: target.loose, StaleTails: target.loose})
+		if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
+			t.Fatal(err)
+		}
+		want := Upper
+		if target.loose {
+			want = UpperShared
+		}
+		target.check(want)
+		if missing, err := f.Missing(); f.State() != want || missing != 0 || err != nil {
+			t.Errorf("state %v, %d bytes missing, %v; want %v", f.State(), missing, err, want)
+		}
+		if err := f.Sync(false); err != nil {
+			t.Fatal(err)
+		}
+		if f.State() != Upper || stats.Reflinked.Load() != 1 || stats.BytesCopied.Load() != 0 || stats.BytesCloned.Load() != 300<<10 {
+			t.Errorf("state %v, %+v", f.State(), stats.Read())
+		}
+		if err := f.Truncate(100<<10 + 1); err != nil {
+			t.Fatal(err)
+		}
+		target.check(Upper)
+		target.checkClosed()
+	})
+}
+
+// onReflinking runs f in a directory of each file system that shares blocks.
+func onReflinking(t *testing.T, f func(t *testing.T, fs fileSystem, dir string)) {
 	if os.Geteuid() != 0 {
 		t.Skip("loop devices need root")
 	}
 	for _, fs := range fileSystems {
-		if fs.name != "xfs" && fs.name != "btrfs" {
-			continue
+		if fs.name == "xfs" || fs.name == "btrfs" {
+			t.Run(fs.name, func(t *testing.T) { f(t, fs, mountFileSystem(t, fs.name, fs.mkfs)) })
 		}
-		t.Run(fs.name, func(t *testing.T) {
-			dir := mountFileSystem(t, fs.name, fs.mkfs)
-			var stats Stats
-			target := newTargetIn(t, dir, pattern(300<<10, 1))
-			target.loose = fs.name == "btrfs"
-			f := New(target, Lower, &Options{Unit: testUnit, Stats: &stats, LooseNames: target.loose, StaleTails: target.loose})
-			if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
-				t.Fatal(err)
-			}
-			want := Upper
-			if target.loose {
-				want = UpperShared
-			}
-			target.check(want)
-			if missing, err := f.Missing(); f.State() != want || missing != 0 || err != nil {
-				t.Errorf("state %v, %d bytes missing, %v; want %v", f.State(), missing, err, want)
-			}
-			if err := f.Sync(false); err != nil {
-				t.Fatal(err)
-			}
-			if f.State() != Upper || stats.Reflinked.Load() != 1 || stats.BytesCopied.Load() != 0 || stats.BytesCloned.Load() != 300<<10 {
-				t.Errorf("state %v, %+v", f.State(), stats.Read())
-			}
-			if err := f.Truncate(100<<10 + 1); err != nil {
-				t.Fatal(err)
-			}
-			target.check(Upper)
-			target.checkClosed()
-		})
 	}
 }
 
 // TestDirtyLowerIsNotCloned: that would write all of it back first, and a copy-up waits for no disk.
 func TestDirtyLowerIsNotCloned(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("loop devices need root")
-	}
-	for _, fs := range fileSystems {
-		if fs.name != "xfs" && fs.name != "btrfs" {
-			continue
-		}
-		t.Run(fs.name, func(t *testing.T) {
-			dir := mountFileSystem(t, fs.name, fs.mkfs)
-			for name, c := range map[string]struct {
-				size  int
-				write func(t *fakeTarget, lower []byte) error // of the lower
-				dirty bool
-			}{
-				"written just now":  {300 << 10, func(*fakeTarget, []byte) error { return nil }, true},
-				"on the disk":       {300 << 10, func(t *fakeTarget, _ []byte) error { t.syncLower(); return nil }, false},
-				"large, on disk":    {2*dirtyLook + 100, func(t *fakeTarget, _ []byte) error { t.syncLower(); return nil }, false},
-				"large, but an end": {2*dirtyLook + 100, rewriteEnd, true},
-			} {
-				var stats Stats
-				lower := pattern(c.size, 1)
-				// Another one: xfs begins at once to write back what was truncated before.
-				if err := os.RemoveAll(filepath.Join(dir, "lower")); err != nil {
-					t.Fatal(err)
-				}
-				target := newTargetIn(t, dir, lower)
-				if err := errors.Join(os.Remove(target.path("lower")), os.WriteFile(target.path("lower"), lower, 0o644), c.write(target, lower)); err != nil {
-					t.Fatal(err)
-				}
-				f := New(target, Lower, &Options{Unit: testUnit, Stats: &stats})
-				if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
-					t.Fatal(err)
-				}
-				want := Upper
-				if c.dirty {
-					want = UpperShared
-				}
-				if got := stats.Reflinked.Load() == 0; got != c.dirty || f.State() != want {
-					t.Errorf("%s: state %v, %+v", name, f.State(), stats.Read())
-				}
-				target.check(want)
-				if err := f.Complete(t.Context()); err != nil {
-					t.Fatal(err)
-				}
-				target.check(Upper)
-				target.checkClosed()
+	onReflinking(t, func(t *testing.T, _ fileSystem, dir string) {
+		for name, c := range map[string]struct {
+			size  int
+			write func(t *fakeTarget, lower []byte) error // of the lower
+			dirty bool
+		}{
+			"written just now":  {300 << 10, func(*fakeTarget, []byte) error { return nil }, true},
+			"on the disk":       {300 << 10, func(t *fakeTarget, _ []byte) error { t.syncLower(); return nil }, false},
+			"large, on disk":    {2*dirtyLook + 100, func(t *fakeTarget, _ []byte) error { t.syncLower(); return nil }, false},
+			"large, but an end": {2*dirtyLook + 100, rewriteEnd, true},
+		} {
+			var stats Stats
+			lower := pattern(c.size, 1)
+			// Another one: xfs begins at once to write back what was truncated before.
+			if err := os.RemoveAll(filepath.Join(dir, "lower")); err != nil {
+				t.Fatal(err)
 			}
-		})
-	}
+			target := newTargetIn(t, dir, lower)
+			if err := errors.Join(os.Remove(target.path("lower")), os.WriteFile(target.path("lower"), lower, 0o644), c.write(target, lower)); err != nil {
+				t.Fatal(err)
+			}
+			f := New(target, Lower, &Options{Unit: testUnit, Stats: &stats})
+			if _, err := f.WriteAt([]byte("x"), 100, SyncNone); err != nil {
+				t.Fatal(err)
+			}
+			want := Upper
+			if c.dirty {
+				want = UpperShared
+			}
+			if got := stats.Reflinked.Load() == 0; got != c.dirty || f.State() != want {
+				t.Errorf("%s: state %v, %+v", name, f.State(), stats.Read())
+			}
+			target.check(want)
+			if err := f.Complete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			target.check(Upper)
+			target.checkClosed()
+		}
+	})
 }
 
 // rewriteEnd leaves the last bytes of a lower that is on the disk to be written back.

@@ -1,7 +1,6 @@
 package overlayfuse_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -39,6 +38,44 @@ var limits = []limited{
 		func(t *testing.T, dir string) { runTool(t, "btrfs", "quota", "disable", dir) }}, // to lift the limit would be over it
 }
 
+// onSmall makes directories for an upper and a workdir on a file system of its own, which it gives.
+func (s *script) onSmall(t *testing.T, l limited) (small string) {
+	t.Helper()
+	small = filepath.Join(s.dir, "small")
+	mountSmall(t, small, l)
+	for _, d := range []string{"small/u", "small/w"} {
+		if got := s.mustDo(t, "mkdir", d); got != "" {
+			t.Fatalf("mkdir %s: %s", d, got)
+		}
+	}
+	return small
+}
+
+// mountOnSmall mounts with those directories.
+func (s *script) mountOnSmall(t *testing.T) mountSpec {
+	t.Helper()
+	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
+	if err == nil {
+		err = s.mount(m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// filled makes a file of so many times the letter a.
+func (s *script) filled(t *testing.T, name string, n int) {
+	t.Helper()
+	for _, words := range [][]string{
+		{"put", name, ""}, {"open", "a", name, "rw"}, {"fill", "a", "0", fmt.Sprint(n), "a"}, {"close", "a"},
+	} {
+		if r, err := s.do("", words); err != nil || r.Bad != "" || r.Errno != "" {
+			t.Fatalf("%v: %v %s %s", words, err, r.Bad, r.Errno)
+		}
+	}
+}
+
 // TestFullDisk: on an upper without space, or with a quota that is used up, a first write, an append and a write into a
 // file that is partial already answer ENOSPC or EDQUOT, what the files showed before stays readable, the lower does not change, and the
 // same writes succeed once there is space, also after a new mount.
@@ -52,31 +89,18 @@ func TestFullDisk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			small := filepath.Join(s.dir, "small")
-			mountSmall(t, small, l)
+			small := s.onSmall(t, l)
 			do := func(want string, words ...string) {
 				t.Helper()
 				if got := s.mustDo(t, words...); want != "*" && got != want {
 					t.Errorf("%v: got %q, want %q", words, got, want)
 				}
 			}
-			for _, d := range []string{"u", "w"} {
-				do("", "mkdir", "small/"+d)
-			}
-			do("", "put", "l1/big", "")
-			do("", "open", "a", "l1/big", "rw")
-			do("*", "fill", "a", "0", "4000000", "a")
-			do("", "close", "a")
+			s.filled(t, "l1/big", 4_000_000)
 			for i := range 3 {
 				do("", "put", fmt.Sprintf("l1/f%d", i), strings.Repeat("x", 6000))
 			}
-			m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
-			if err == nil {
-				err = s.mount(m)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			m := s.mountOnSmall(t)
 			// One file is partial before the disk is full.
 			do("", "open", "w", "m/big", "rw")
 			do("*", "fill", "w", "1000000", "10", "b")
@@ -138,11 +162,7 @@ func littleSpace(t *testing.T, l limited, kib int) {
 		t.Fatal(err)
 	}
 	do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
-	small := filepath.Join(s.dir, "small")
-	mountSmall(t, small, l)
-	for _, d := range []string{"u", "w"} {
-		do("mkdir", "small/"+d)
-	}
+	small := s.onSmall(t, l)
 	content := func(name string, n int, letter string) {
 		do("put", "l1/"+name, "")
 		do("open", "a", "l1/"+name, "rw")
@@ -152,13 +172,7 @@ func littleSpace(t *testing.T, l limited, kib int) {
 	content("big", 4_000_000, "a")
 	content("little", 100_000, "a")
 	content("mode", 400_000, "a")
-	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
-	if err == nil {
-		err = s.mount(m)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.mountOnSmall(t)
 	do("open", "w", "m/big", "rw")
 	do("fill", "w", "1000000", "10", "b")
 	do("fsync", "w")
@@ -194,24 +208,16 @@ func littleSpace(t *testing.T, l limited, kib int) {
 	if ioMode() != "writeback" { // the page cache has what could not be written, until the kernel forgets it
 		look("at once")
 	}
-	if m, err = s.umount("m"); err != nil {
+	m, err := s.umount("m")
+	if err != nil {
 		t.Fatal(err)
 	}
-	flush := func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	}
-	if err := flush(); err == nil || !strings.Contains(err.Error(), "no space left") {
-		t.Errorf("a flush on the full disk: %v", err)
+	if out, err := s.flush(m); err == nil || !strings.Contains(out, "no space left") {
+		t.Errorf("a flush on the full disk: %v: %s", err, out)
 	}
 	l.relieve(t, small)
-	if err := flush(); err != nil {
-		t.Error(err)
+	if out, err := s.flush(m); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 	if err := s.mount(m); err != nil {
 		t.Fatal(err)
@@ -234,28 +240,16 @@ func TestMountWithoutRoom(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			small := filepath.Join(s.dir, "small")
-			mountSmall(t, small, l)
+			small := s.onSmall(t, l)
 			do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
-			for _, d := range []string{"u", "w"} {
-				do("mkdir", "small/"+d)
-			}
-			do("put", "l1/part", "")
-			do("open", "a", "l1/part", "rw")
-			do("fill", "a", "0", "4000000", "a")
-			do("close", "a")
-			m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
-			if err == nil {
-				err = s.mount(m)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			s.filled(t, "l1/part", 4_000_000)
+			s.mountOnSmall(t)
 			do("open", "w", "m/part", "rw")
 			do("fill", "w", "1000000", "10", "b")
 			do("fsync", "w")
 			do("close", "w")
-			if m, err = s.umount("m"); err != nil {
+			m, err := s.umount("m")
+			if err != nil {
 				t.Fatal(err)
 			}
 			l.exhaust(t, small)
@@ -295,17 +289,10 @@ func TestFlushOverQuota(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	small := filepath.Join(s.dir, "small")
-	mountSmall(t, small, l)
+	small := s.onSmall(t, l)
 	do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
-	for _, d := range []string{"u", "w"} {
-		do("mkdir", "small/"+d)
-	}
 	for _, name := range []string{"part", "mode"} {
-		do("put", "l1/"+name, "")
-		do("open", "a", "l1/"+name, "rw")
-		do("fill", "a", "0", "4000000", "a")
-		do("close", "a")
+		s.filled(t, "l1/"+name, 4_000_000)
 	}
 	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
 	if err != nil {
@@ -336,19 +323,13 @@ func TestFlushOverQuota(t *testing.T) {
 		do("close", "w")
 		do("chmod", "m/mode", "600")
 	})
-	flush := func() (string, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
-		return string(out), err
-	}
 	l.exhaust(t, small)
-	if out, err := flush(); err == nil || !strings.Contains(out, "quota exceeded") {
+	if out, err := s.flush(m); err == nil || !strings.Contains(out, "quota exceeded") {
 		t.Errorf("over the quota: %v: %s", err, out)
 	}
 	mounted(look)
 	l.relieve(t, small)
-	if out, err := flush(); err != nil {
+	if out, err := s.flush(m); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 	mounted(look)

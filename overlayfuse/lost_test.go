@@ -1,7 +1,6 @@
 package overlayfuse_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -142,20 +141,14 @@ func TestLostWritesAreTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.relieve()
-	flush := func() (string, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
-		defer cancel()
-		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
-		return string(out), err
-	}
 	out, err := exec.Command(serverBinary(), "fsck", "-n", "-o", s.optionsOf(m)).CombinedOutput()
 	if !strings.Contains(string(out), "writes were lost") {
 		t.Errorf("fsck: %v: %s", err, out)
 	}
-	if out, err := flush(); err == nil || !strings.Contains(out, `writes were lost`) || !strings.Contains(out, `"/big"`) {
+	if out, err := s.flush(m); err == nil || !strings.Contains(out, `writes were lost`) || !strings.Contains(out, `"/big"`) {
 		t.Errorf("the flush: %v: %s", err, out)
 	}
-	if out, err := flush(); err != nil {
+	if out, err := s.flush(m); err != nil {
 		t.Errorf("the flush once more: %v: %s", err, out)
 	}
 }
@@ -167,30 +160,18 @@ func TestLostStoresAreTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	small := filepath.Join(s.dir, "small")
-	mountSmall(t, small, limits[0])
+	small := s.onSmall(t, limits[0])
 	must := func(want string, words ...string) {
 		t.Helper()
 		if got := s.mustDo(t, words...); got != want {
 			t.Errorf("%v: got %q, want %q", words, got, want)
 		}
 	}
-	must("", "mkdir", "small/u")
-	must("", "mkdir", "small/w")
 	names := []string{"asked", "emptied", "removed", "silent"}
 	for _, name := range names {
-		must("", "put", "l1/"+name, "")
-		must("", "open", "a", "l1/"+name, "rw")
-		s.mustDo(t, "fill", "a", "0", "2000000", "a")
-		must("", "close", "a")
+		s.filled(t, "l1/"+name, 2_000_000)
 	}
-	m, err := s.parseMount([]string{"-u", "small/u", "-w", "small/w"})
-	if err == nil {
-		err = s.mount(m)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	s.mountOnSmall(t)
 	for _, name := range names { // partial, and open
 		must("", "open", name, "m/"+name, "rw")
 		s.mustDo(t, "fill", name, "0", "4096", "b")
@@ -226,7 +207,8 @@ func TestLostStoresAreTold(t *testing.T) {
 	must("", "close", "silent")
 	store("silent")
 	must("", "munmap", "silent")
-	if m, err = s.umount("m"); err != nil {
+	m, err := s.umount("m")
+	if err != nil {
 		t.Fatal(err)
 	}
 	if !lost() {
@@ -234,10 +216,7 @@ func TestLostStoresAreTold(t *testing.T) {
 	}
 	unfill(t, small)
 	for _, want := range []string{"writes were lost", ""} {
-		ctx, cancel := context.WithTimeout(t.Context(), opTimeout)
-		out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
-		cancel()
-		if (err != nil) != (want != "") || !strings.Contains(string(out), want) {
+		if out, err := s.flush(m); (err != nil) != (want != "") || !strings.Contains(out, want) {
 			t.Errorf("flush: %v: %s, want %q", err, out, want)
 		}
 	}

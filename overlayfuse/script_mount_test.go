@@ -218,12 +218,17 @@ func cmdFlush(ts *testscript.TestScript, neg bool, args []string) {
 	if m.kernel {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
-	if err != nil {
+	if out, err := s.flush(m); err != nil {
 		ts.Fatalf("flush: %v: %s", err, out)
 	}
+}
+
+// flush runs "overlayfuse flush" on the directories of a mount of ours.
+func (s *script) flush(m mountSpec) (out string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
+	defer cancel()
+	text, err := exec.CommandContext(ctx, serverBinary(), "flush", "-o", s.optionsOf(m)).CombinedOutput()
+	return string(text), err
 }
 
 func (s *script) mountOurs(m mountSpec) error {
