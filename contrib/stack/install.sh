@@ -61,7 +61,7 @@ need_run() {
 
 need_test() {
 	need_run
-	need_packages acl attr btrfs-progs e2fsprogs git libcap2-bin systemd xfsprogs
+	need_packages acl attr btrfs-progs e2fsprogs git libcap2-bin strace systemd xfsprogs
 	CGO_ENABLED=0 build "gotestsum-$gotestsum_version" go_install "gotest.tools/gotestsum@$gotestsum_version"
 }
 

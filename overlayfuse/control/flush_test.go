@@ -1,12 +1,18 @@
 package control
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -258,6 +264,16 @@ func TestInspectOfManyMounts(t *testing.T) {
 	}
 }
 
+// inode is the inode number of what path names.
+func inode(t *testing.T, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
+}
+
 // dirtyPages is how many pages of a file wait to be written to the disk.
 func dirtyPages(t *testing.T, path string) uint64 {
 	t.Helper()
@@ -273,100 +289,124 @@ func dirtyPages(t *testing.T, path string) uint64 {
 	return c.Dirty
 }
 
-// TestOthersAreLeftAlone: an fsync is of one file, and a flush of one upper. What is pending elsewhere stays so.
-//
-// The kernel writes back what it likes when others have made enough dirty, or somebody calls sync(2). A file beside the mounts, as old and
-// as dirty as theirs, tells: an attempt in which it was written back as well says nothing.
-func TestOthersAreLeftAlone(t *testing.T) {
-	const attempts, enough = 20, 3
-	unasked := 0
-	dir := t.TempDir()
-	p := startServer(t, dir)
-	for try := range attempts {
-		beside := filepath.Join(dir, fmt.Sprint("beside", try))
-		cleaned := othersAreLeftAlone(t, p, dir, beside, fmt.Sprint(try))
-		if cleaned == "" {
-			return
-		}
-		t.Logf("attempt %d: %s", try, cleaned)
-		if dirtyPages(t, beside) > 0 { // once may be the kernel on its way through the inodes
-			if unasked++; unasked == enough {
-				t.Fatal("a file beside the mounts was left dirty")
-			}
-		}
-	}
-	t.Error("somebody wrote everything back in each attempt")
-}
+// syncCall is a line of strace of a call that writes back, and what it names if it names a descriptor.
+var syncCall = regexp.MustCompile(`\b(fsync|fdatasync|syncfs|sync|sync_file_range|msync)\((?:\d+<([^>]*)>)?`)
 
-// othersAreLeftAlone tells what was written back of which nobody asked it. The file beside is written first: it is written back before the
-// others if all are.
-func othersAreLeftAlone(t *testing.T, p *process, dir, beside, try string) (cleaned string) {
+// traceSyncs follows the process with strace(1), and returns what it has had written back since that was last asked: paths, each once,
+// sorted; the call's name if it names none. The kernel writes back what it likes when it likes, so that pages which are clean say nothing
+// of who asked for it.
+func traceSyncs(t *testing.T, p *process, dir string) (synced func() []string) {
 	t.Helper()
-	if err := os.WriteFile(beside, make([]byte, 1<<20), 0o644); err != nil {
+	out := filepath.Join(dir, "trace")
+	cmd := exec.Command("strace", "-f", "-y", "-o", out, "-p", strconv.Itoa(p.Process.Pid),
+		"-e", "trace=fsync,fdatasync,syncfs,sync,sync_file_range,msync")
+	stderr, err := cmd.StderrPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(unix.SIGTERM) // it lets go of the process; gone if that has ended
+		_ = cmd.Wait()                       // by a signal
+	})
+	if line, err := bufio.NewReader(stderr).ReadString('\n'); err != nil || !strings.Contains(line, "attached") {
+		t.Fatalf("strace: %q, %v", line, err)
+	}
+	seen := 0
+	return func() (paths []string) {
+		t.Helper()
+		text, err := os.ReadFile(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, call := range syncCall.FindAllSubmatch(text[seen:], -1) {
+			paths = append(paths, cmp.Or(string(call[2]), string(call[1])))
+		}
+		seen = len(text)
+		slices.Sort(paths)
+		return slices.Compact(paths)
+	}
+}
+
+// TestOthersAreLeftAlone: an fsync is of one file, and a flush of one upper. What is pending elsewhere stays so.
+func TestOthersAreLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	p := startServer(t, dir)
 	const size, wrote = 2 << 20, 1 << 20
 	var specs []Spec
-	for _, id := range []string{"a" + try, "b" + try} {
+	for _, id := range []string{"a", "b"} {
 		s := testSpec(t, dir, id)
 		s.Options = append(s.Options, "drop_after=0") // nothing is written back for that
+		if err := os.Mkdir(s.Lower[0]+"/of-"+id, 0o755); err != nil {
+			t.Fatal(err)
+		}
 		for _, name := range []string{"one", "two"} {
-			if err := os.WriteFile(s.Lower[0]+"/"+name, make([]byte, size), 0o644); err != nil {
+			if err := os.WriteFile(s.Lower[0]+"/of-"+id+"/"+name, make([]byte, size), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
 		mustMount(t, p, s)
 		specs = append(specs, s)
 	}
+	a, b := specs[0], specs[1]
+	synced := traceSyncs(t, p, dir)
 	for _, s := range specs {
 		for _, name := range []string{"one", "two"} {
-			f, err := os.OpenFile(s.MountPoint+"/"+name, os.O_WRONLY, 0)
+			f, err := os.OpenFile(s.MountPoint+"/of-"+s.ID+"/"+name, os.O_WRONLY, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, err = f.Write(bytes.Repeat([]byte(s.ID[:1]), wrote))
+			_, err = f.Write(bytes.Repeat([]byte(s.ID), wrote))
 			if err = errors.Join(err, f.Close()); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	a, b := specs[0], specs[1]
-	check := func(when, path string, pending bool) {
+	aOne, aTwo := a.Upper+"/of-a/one", a.Upper+"/of-a/two"
+	ofB := []string{b.Upper + "/of-b/one", b.Upper + "/of-b/two"}
+	check := func(when string, pending, done, want []string) {
 		t.Helper()
-		_, err := unix.Lgetxattr(path, "trusted.overlay.metacopy", nil)
-		if pending != (err == nil) {
-			t.Errorf("%s: %s: mark %v, want pending: %v", when, path, err, pending)
+		got := synced()
+		for _, path := range append(slices.Clone(pending), done...) {
+			_, err := unix.Lgetxattr(path, "trusted.overlay.metacopy", nil)
+			if slices.Contains(pending, path) != (err == nil) {
+				t.Errorf("%s: %s: mark %v", when, path, err)
+			}
 		}
-		switch dirty := dirtyPages(t, path); {
-		case !pending && dirty > 0:
-			t.Errorf("%s: %s: %d dirty pages", when, path, dirty)
-		case pending && dirty == 0 && cleaned == "":
-			cleaned = when + ": " + path + " was written back"
+		for _, path := range done {
+			if n := dirtyPages(t, path); n > 0 {
+				t.Errorf("%s: %s: %d dirty pages", when, path, n)
+			}
+		}
+		for i, path := range got {
+			for _, file := range []string{aOne, aTwo} { // an O_TMPFILE keeps its name, which is its inode's, while it is in use
+				if strings.HasSuffix(path, fmt.Sprint("/#", inode(t, file))) {
+					got[i] = file
+				}
+			}
+			got[i] = strings.TrimPrefix(got[i], filepath.Dir(a.Upper)) // the server's clones of the layers begin at /
+		}
+		slices.Sort(got)
+		if got = slices.Compact(got); !slices.Equal(got, want) {
+			t.Errorf("%s: %q was written back, want %q", when, got, want)
 		}
 	}
-	for _, s := range specs {
-		check("written", s.Upper+"/one", true)
-		check("written", s.Upper+"/two", true)
-	}
-	f, err := os.OpenFile(a.MountPoint+"/one", os.O_RDWR, 0)
+	check("written", append(ofB, aOne, aTwo), nil, nil)
+	f, err := os.OpenFile(a.MountPoint+"/of-a/one", os.O_RDWR, 0)
 	if err == nil {
 		err = errors.Join(f.Sync(), f.Close())
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := dirtyPages(t, a.Upper+"/one"); n != 0 {
+	check("synced", append(ofB, aTwo), nil, []string{"/u/of-a/one"})
+	if n := dirtyPages(t, aOne); n != 0 {
 		t.Errorf("%d dirty pages of a file that was synced", n)
-	}
-	for _, path := range []string{a.Upper + "/two", b.Upper + "/one", b.Upper + "/two"} {
-		check("another file was synced", path, true)
 	}
 	if s, err := p.client.Flush(testContext(t), a); err != nil || s.Completed != 2 {
 		t.Fatalf("%+v, %v, want two files completed", s, err)
 	}
-	for _, name := range []string{"/one", "/two"} {
-		check("flushed", a.Upper+name, false)
-		check("another upper was flushed", b.Upper+name, true)
-	}
-	return cleaned
+	check("flushed", ofB, []string{aOne, aTwo}, []string{"/m", "/u", "/u/of-a", "/u/of-a/one", "/u/of-a/two"})
 }
