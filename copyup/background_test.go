@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -245,25 +244,24 @@ func TestWritersAndCompletionMeet(t *testing.T) {
 // TestBackgroundRestsAfterAFailure: what can't be made plain is tried again after SettleAfter, and not with every tick.
 func TestBackgroundRestsAfterAFailure(t *testing.T) {
 	s := newScene(t, byRange, false)
-	var tries atomic.Int32
+	const rest = 100 * time.Millisecond
+	tries := make(chan time.Time, 1000)
 	s.target.fail = func(call string) error {
 		if call != "Complete" {
 			return nil
 		}
-		tries.Add(1)
+		tries <- time.Now()
 		return unix.EIO
 	}
-	b := quick(BackgroundConfig{SettleAfter: 100 * time.Millisecond})
+	b := quick(BackgroundConfig{SettleAfter: rest})
 	s.File.opts.Background = b
 	if _, err := s.WriteAt([]byte("x"), 0, SyncNone); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a try", func() bool { return tries.Load() > 0 })
-	time.Sleep(40 * time.Millisecond) // many ticks
-	if n := tries.Load(); n > 1 {
-		t.Errorf("%d tries in a row", n)
-	}
-	eventually(t, "another try", func() bool { return tries.Load() > 1 })
+	eventually(t, "another try", func() bool { return len(tries) > 1 })
 	b.Close()
+	if first, second := <-tries, <-tries; second.Sub(first) < rest/2 { // many ticks
+		t.Errorf("tried again after %v", second.Sub(first))
+	}
 	s.target.check(UpperShared)
 }

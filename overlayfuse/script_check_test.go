@@ -130,10 +130,10 @@ func killServers(binary string) error {
 }
 
 // checkServerFiles returns an error if a server holds a regular file of a layer open (with more than O_PATH) although
-// nothing is open in the mount. RELEASE is not waited for by close(2): it gets a second.
+// nothing is open in the mount. RELEASE is not waited for by close(2): it gets a while.
 func (s *script) checkServerFiles() error {
 	var open []string
-	for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(busyTime); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		open = nil
 		for _, pid := range processesOf(s.server()) {
 			open = append(open, s.openFiles(pid)...)

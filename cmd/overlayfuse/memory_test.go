@@ -28,10 +28,16 @@ func TestMemoryIsFreedAtRest(t *testing.T) {
 	var last time.Time
 	for end := time.Now().Add(5 * rest); time.Now().Before(end); time.Sleep(rest / 50) {
 		allocate(4 * restBytes)
+		before := last
 		last = time.Now()
-		if len(freed) > 0 {
-			t.Fatalf("memory was given back under load, %v ago", last.Sub(<-freed))
+		if len(freed) == 0 {
+			continue
 		}
+		at := <-freed
+		if last.Sub(before) < rest/2 { // else the machine had no time for this load
+			t.Fatalf("memory was given back under load, %v ago", last.Sub(at))
+		}
+		t.Logf("no load for %v", last.Sub(before))
 	}
 	runtime.GC() // what was allocated last brings none about
 	select {
