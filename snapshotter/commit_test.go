@@ -247,7 +247,7 @@ func TestCleanupKeepsWhatIsInUse(t *testing.T) {
 		require.Eventually(t, func() bool {
 			require.NoError(t, b.s.Cleanup(b.ctx))
 			return !slices.Contains(names(t, b.s.root.snapshots()), ids["c"])
-		}, 5*time.Second, 20*time.Millisecond)
+		}, 20*time.Second, 20*time.Millisecond)
 		requireFile(t, v+"/etc/two", "2")
 		b.reopen()
 		require.NoError(t, b.s.Cleanup(b.ctx))

@@ -30,7 +30,7 @@ func (b *bench) requireClean() {
 		require.NoError(b.t, b.s.Cleanup(b.ctx))
 		litter = b.litter()
 		return len(litter) == 0
-	}, 5*time.Second, 20*time.Millisecond, "%v", &litter)
+	}, 20*time.Second, 20*time.Millisecond, "%v", &litter)
 }
 
 // litter is what is on disk and belongs to no snapshot, or is missing.

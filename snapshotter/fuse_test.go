@@ -146,6 +146,6 @@ func TestFUSEMountPointTakenAway(t *testing.T) {
 	require.ErrorContains(t, err, "unmounted by somebody else")
 	requireFile(t, c+"/etc/mine", "3")
 	require.NoError(t, detach(c))
-	require.Eventually(t, func() bool { return b.s.Commit(b.ctx, "three", "c") == nil }, 5*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return b.s.Commit(b.ctx, "three", "c") == nil }, 20*time.Second, 20*time.Millisecond)
 	requireFile(t, b.view("after", "three")+"/etc/mine", "3")
 }

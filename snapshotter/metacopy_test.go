@@ -208,7 +208,7 @@ func TestCommitKeptMetacopyNeedsItsParents(t *testing.T) {
 	require.Eventually(t, func() bool {
 		require.NoError(t, b.s.Cleanup(b.ctx))
 		return len(names(t, b.s.root.snapshots())) == 0
-	}, 5*time.Second, 20*time.Millisecond)
+	}, 20*time.Second, 20*time.Millisecond)
 }
 
 // TestCommitRefusesAPartialFile, whatever is configured: nobody but its own mount could read it. The mount server would not leave one.
