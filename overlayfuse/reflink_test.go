@@ -1,9 +1,11 @@
 package overlayfuse_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -25,44 +27,63 @@ func TestReflinkOfAMount(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
-			for _, d := range []string{"l", "u", "w"} {
-				do("mkdir", "disk/"+d)
-			}
-			for _, name := range []string{"clean", "dirty"} {
-				do("open", "a", "disk/l/"+name, "rw,creat")
-				do("fill", "a", "0", "4000000", "a")
-				if name == "clean" {
-					do("fsync", "a")
+			for try := range 8 { // all find room
+				cloned := reflinkOfAMount(t, s, disk, fmt.Sprint(try))
+				if len(cloned) == 1 && cloned[0] == "clean" {
+					return
 				}
-				do("close", "a")
-			}
-			m, err := s.parseMount([]string{"-l", "disk/l", "-u", "disk/u", "-w", "disk/w"})
-			if err == nil {
-				err = s.mount(m)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			for name, shared := range map[string]bool{"clean": true, "dirty": false} {
-				do("open", "a", "m/"+name, "rw")
-				do("pwrite", "a", "1000000", "bbbb")
-				do("fsync", "a")
-				do("close", "a")
-				if got, want := do("runs", "m/"+name), "a1000000 b4 a2999996"; got != want {
-					t.Errorf("%s is %s, want %s", name, got, want)
-				}
-				out, err := exec.Command("filefrag", "-v", filepath.Join(disk, "u", name)).CombinedOutput()
-				if err != nil {
-					t.Fatalf("filefrag: %v: %s", err, out)
-				}
-				if got := strings.Contains(string(out), "shared"); got != shared {
-					t.Errorf("%s: blocks are shared: %t, want %t: %s", name, got, shared, out)
+				t.Logf("attempt %d: blocks are shared of %q", try, cloned)
+				if !slices.Contains(cloned, "clean") {
+					break
 				}
 			}
-			if _, err := s.umount("m"); err != nil {
-				t.Fatal(err)
-			}
+			t.Error("what is to be written back was not copied, or somebody wrote it back each time")
 		})
 	}
+}
+
+// reflinkOfAMount makes a mount of the folder name of the disk, and gives the files that were cloned by a write to them. The kernel, or
+// somebody's sync(2), may write back what is dirty when it likes.
+func reflinkOfAMount(t *testing.T, s *script, disk, name string) (cloned []string) {
+	t.Helper()
+	do := func(words ...string) string { t.Helper(); return s.mustDo(t, words...) }
+	at := "disk/" + name
+	for _, d := range []string{"", "/l", "/u", "/w"} {
+		do("mkdir", at+d)
+	}
+	for _, file := range []string{"clean", "dirty"} {
+		do("open", "a", at+"/l/"+file, "rw,creat")
+		do("fill", "a", "0", "4000000", "a")
+		if file == "clean" {
+			do("fsync", "a")
+		}
+		do("close", "a")
+	}
+	m, err := s.parseMount([]string{"-l", at + "/l", "-u", at + "/u", "-w", at + "/w"})
+	if err == nil {
+		err = s.mount(m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"dirty", "clean"} {
+		do("open", "a", "m/"+file, "rw")
+		do("pwrite", "a", "1000000", "bbbb")
+		do("fsync", "a")
+		do("close", "a")
+		if got, want := do("runs", "m/"+file), "a1000000 b4 a2999996"; got != want {
+			t.Errorf("%s is %s, want %s", file, got, want)
+		}
+		out, err := exec.Command("filefrag", "-v", filepath.Join(disk, name, "u", file)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("filefrag: %v: %s", err, out)
+		}
+		if strings.Contains(string(out), "shared") {
+			cloned = append(cloned, file)
+		}
+	}
+	if _, err := s.umount("m"); err != nil {
+		t.Fatal(err)
+	}
+	return cloned
 }
